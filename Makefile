@@ -1,0 +1,61 @@
+# make demo      migrate a process on this machine and watch it
+# make test      all tests; ARGS="-k name -x" goes to pytest
+# make check     ruff, mypy, and the generated protobuf modules against their sources
+# make proto     generate those modules again
+# make format    ruff's formatting
+# make clean     remove what these made
+#
+# Each sets up what it needs by itself: a virtual environment in build/venv and, for root, CRIU in build/criu.
+# PYTHON=... takes another interpreter (3.11 or newer).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?=
+ARGS ?=
+BIN := build/venv/bin
+PROTO := $(wildcard proto/criu_relay/wire/*.proto)
+CODE := criu_relay twisted/plugins tests bench docs setup.py scripts/demo
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto $(PROTO)
+
+.PHONY: help demo test check proto format clean build/criu
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 9
+
+build/venv/.test build/venv/.dev: build/venv/.%: pyproject.toml setup.py scripts/make-venv
+	@PYTHON='$(PYTHON)' scripts/make-venv build/venv $*
+
+build/criu:
+	@if [[ $$(id -u) == 0 ]]; then scripts/install-criu build/criu; \
+	else echo "not root: without CRIU, what needs it is left out"; fi
+
+demo: build/venv/.test
+	@$(MAKE) --no-print-directory build/criu || true
+	@$(BIN)/python scripts/demo $(ARGS)
+
+test: build/venv/.test build/criu
+	$(BIN)/python -m pytest $(ARGS)
+
+check: build/venv/.dev
+	$(BIN)/ruff check $(wildcard $(CODE))
+	$(BIN)/mypy
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh"; \
+	mkdir "$$fresh/committed"; cp criu_relay/wire/*_pb2.py criu_relay/wire/*_pb2.pyi "$$fresh/committed"; \
+	diff -ru "$$fresh/committed" "$$fresh/criu_relay/wire" || \
+	{ echo "generated modules are not what proto/ gives: run make proto" >&2; exit 1; }
+	@echo "check: all well"
+
+proto: build/venv/.dev
+	$(PROTOC) --python_out=. --pyi_out=.
+
+format: build/venv/.dev
+	$(BIN)/ruff format $(wildcard $(CODE))
+	$(BIN)/ruff check --fix $(wildcard $(CODE))
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

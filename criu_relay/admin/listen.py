@@ -1,0 +1,62 @@
+"""Where the control API listens."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+
+from criu_relay.errors import Conflict, Forbidden, Invalid, RelayError
+from criu_relay.flow.unix_listener import UnixListener
+from criu_relay.values import server_address
+
+#: Whoever reaches the API commands the daemon: the directory of its socket, when we make it, is the owner's alone.
+DIRECTORY_MODE = 0o700
+
+
+def listen_control(reactor: Any, endpoint: str, site: IProtocolFactory) -> Deferred[IListeningPort]:
+    """Listen.
+
+    @param endpoint: C{unix:PATH}, whose directory is made when it does not exist, or a C{tcp:} or C{tcp6:} endpoint on
+        a loopback address.
+    @return: fires with the port. Errs with L{RelayError} when it cannot be.
+    """
+    found: Deferred[IListeningPort] = Deferred.fromCoroutine(_listen(reactor, endpoint, site))
+    return found
+
+
+async def _listen(reactor: Any, endpoint: str, site: IProtocolFactory) -> IListeningPort:
+    try:
+        address = server_address(endpoint, ("unix", "tcp", "tcp6"))
+    except ValueError as error:
+        raise Invalid(f"control endpoint {endpoint}: {error}") from None
+    if address.host is None:
+        if not address.path:
+            raise Invalid(f"control endpoint {endpoint} names no path", hint="give unix:PATH")
+        return _listen_unix(reactor, address.path, site)
+    if not address.is_local:
+        raise Forbidden(
+            f"control endpoint {endpoint} is open to other machines", hint="use unix:, or a loopback address"
+        )
+    try:
+        return await serverFromString(reactor, endpoint).listen(site)
+    except CannotListenError as error:
+        raise Conflict(f"control endpoint {endpoint}: {error.socketError}", hint="is another daemon there?") from error
+
+
+def _listen_unix(reactor: Any, path: str, site: IProtocolFactory) -> IListeningPort:
+    path = os.path.abspath(path)
+    directory = os.path.dirname(path)
+    try:
+        os.makedirs(directory, mode=DIRECTORY_MODE, exist_ok=True)
+    except OSError as error:
+        raise RelayError(
+            f"cannot make {directory}: {error.strerror}", hint="set XDG_RUNTIME_DIR, or give --control unix:PATH"
+        ) from error
+    listener = UnixListener(reactor, path, site)
+    listener.startListening()
+    return listener

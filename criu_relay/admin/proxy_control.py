@@ -1,0 +1,147 @@
+"""What the control API of the proxy does."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, fail
+from zope.interface import implementer
+
+from criu_relay.admin.limits import limited
+from criu_relay.commit.migration import Migration
+from criu_relay.daemon import endpoint_of
+from criu_relay.errors import Aborted, Conflict, Invalid
+from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.wire.names import check_name
+
+if TYPE_CHECKING:
+    from criu_relay.proxy import Proxy
+
+SCRIPT_GRACE = 5.0
+"""Seconds that a commit by an action script waits for its dump to begin: its task is frozen, every image written."""
+
+
+@implementer(IControl)
+class ProxyControl:
+    """See L{IControl}."""
+
+    role = "proxy"
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+
+    def status(self) -> dict[str, Any]:
+        """See L{IControl.status}."""
+        proxy = self._proxy
+        window = proxy.outlet.window
+        link = proxy.outlet.describe() | {"endpoint": endpoint_of(proxy.settings)}
+        return proxy.common_status() | {
+            "role": self.role,
+            "pid": os.getpid(),
+            "instance": proxy.instance.hex(),
+            "link": {"error": ""} | link,
+            "memory": {"used": window.used, "limit": window.limit, "recycled": window.recycled},
+            "attachments": [attachment.described() for attachment in proxy.attachments],
+            "namespaces": self.namespaces(),
+            "waiting": [],
+            "counters": dict(proxy.counters.values),
+        }
+
+    def namespaces(self) -> list[dict[str, Any]]:
+        """See L{IControl.namespaces}."""
+        dumps = self._proxy.dumps.namespaces.values()
+        return [self._described(dump.newest) for dump in dumps if dump.newest is not None]
+
+    def namespace(self, name: str) -> dict[str, Any]:
+        """See L{IControl.namespace}."""
+        migration = self._proxy.dumps.known(name)
+        snapshots: list[dict[str, Any]] = [
+            {"index": index, "label": label, "images": []} for index, label in enumerate(migration.labels, 1)
+        ]
+        for image in migration.images.values():
+            row = {"name": image.name, "size": image.size, "complete": image.complete, "digest": None}
+            snapshots[image.snapshot - 1]["images"].append(row)
+        return self._described(migration) | {"snapshots": snapshots}
+
+    def attach(self, directory: str, namespace: str | None, dialect: str, copy: bool) -> dict[str, Any]:
+        """See L{IControl.attach}."""
+        return self._proxy.attachments.attach(directory, namespace, dialect, copy).described()
+
+    def detach(self, directory: str) -> None:
+        """See L{IControl.detach}."""
+        self._proxy.attachments.detach(directory)
+
+    def wait(self, name: str, timeout: float | None, following: bool) -> Deferred[dict[str, Any]]:
+        """See L{IControl.wait}."""
+        dump = self._proxy.dumps.namespace(check_name(name, "namespace"))
+        waiting = Deferred.fromCoroutine(dump.wait(following)).addCallback(self._described)
+        return limited(waiting, timeout, self._proxy.reactor, f"namespace {name} was not committed")
+
+    def commit(self, name: str, request: CommitRequest, timeout: float | None) -> Deferred[dict[str, Any]]:
+        """See L{IControl.commit}."""
+        check_name(name, "namespace")
+        deciding = Deferred.fromCoroutine(self._commit(name, request))
+        return limited(deciding, timeout, self._proxy.reactor, f"namespace {name} was not held by the cache")
+
+    async def _commit(self, name: str, request: CommitRequest) -> dict[str, Any]:
+        dump = self._proxy.dumps.namespace(name)
+        if request.migration:
+            named = dump.named(request.migration)
+            await named.permit(request)
+            return self._described(named)
+        newest = dump.newest
+        if newest is not None and newest.over and request.criu and request.criu in newest.pids:
+            raise Aborted(f"the dump was given up: {newest.reason}", hint=newest.hint)
+        beginning = Deferred.fromCoroutine(dump.undecided_or_next(following=True))
+        what = f"no dump has come to namespace {name}: is criu run with --stream -D and the attached directory,"
+        migration = await limited(beginning, SCRIPT_GRACE if request.root else None, self._proxy.reactor, what)
+        await migration.permit(request)
+        return self._described(migration)
+
+    def restored(self, name: str) -> dict[str, Any]:
+        """See L{IControl.restored}."""
+        raise Conflict("this is the proxy: restores are confirmed at the cache", hint="use the cache's --control")
+
+    def discard(
+        self, name: str, snapshot: int | None, image: str | None, offset: int | None, length: int | None
+    ) -> dict[str, Any]:
+        """See L{IControl.discard}."""
+        if image is not None:
+            raise Conflict("the proxy keeps no images: they are discarded at the cache")
+        migration = self._proxy.dumps.known(name)
+        count = migration.bytes
+        if migration.over:
+            raise Conflict(f"namespace {name} is {migration.state.value} already")
+        migration.abort("discarded at the proxy")
+        return {"bytes": count}
+
+    def open_image(self, name: str, snapshot: int | None, image: str) -> Deferred[IOpenedImage]:
+        """See L{IControl.open_image}."""
+        return fail(Conflict("the proxy keeps no images", hint="export from the cache"))
+
+    def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImageSink:
+        """See L{IControl.put_image}."""
+        check_name(image, "image")
+        if snapshot is not None and snapshot < 1:
+            raise Invalid("snapshots count from 1")
+        return self._proxy.dumps.namespace(check_name(name, "namespace")).put_image(snapshot, image, migration)
+
+    def _described(self, migration: Migration) -> dict[str, Any]:
+        now = self._proxy.reactor.seconds()
+        return {
+            "name": migration.namespace,
+            "state": migration.state.value,
+            "generation": migration.number,
+            "migration": migration.id.hex(),
+            "copy": migration.copy,
+            "bytes": migration.bytes,
+            "held": migration.held_bytes,
+            "expected": None,
+            "images": len(migration.images),
+            "age_s": now - migration.began,
+            "decided_s": None if migration.decided_at is None else now - migration.decided_at,
+            "reason": migration.reason,
+            "hint": migration.hint,
+            "source": "",
+        }

@@ -1,0 +1,104 @@
+"""What `criu-relay status` and `criu-relay images` print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from criu_relay.admin.text import note, plain, size, span, table
+
+#: The states of a namespace whose bytes still move.
+MOVING = ("open", "sealing", "sealed")
+
+
+def status(answer: dict[str, Any]) -> list[str]:
+    """Everything, as lines."""
+    uptime = span(answer["uptime_s"])
+    lines = [plain(f"criu-relay-{answer['role']} {answer['version']}, pid {answer['pid']}, up {uptime}")]
+    lines += _link(answer["link"])
+    memory = answer["memory"]
+    lines.append(f"memory {size(memory['used'])} of {size(memory['limit'])}, {size(memory['recycled'])} recycled")
+    for block in (_attachments(answer), _namespaces(answer), _waiting(answer)):
+        lines += ["", *block] if block else []
+    if not answer["namespaces"] and not answer["attachments"]:
+        lines += ["", "nothing is attached: criu-relay attach DIR makes a directory that CRIU can use"]
+    return lines
+
+
+def _link(link: dict[str, Any]) -> Iterator[str]:
+    endpoint = f" {link['endpoint']}" if link["endpoint"] else ""
+    yield plain(f"link {link['state']}{endpoint}")
+    if link["error"]:
+        yield from note("", link["error"])
+    rows = [[one["name"], one["address"], span(one["since_s"]), size(one["bytes"]), one["io"]] for one in link["peers"]]
+    if rows:
+        yield from table(["PEER", "ADDRESS", "FOR:", "BYTES:", "IO"], rows)
+
+
+def _attachments(answer: dict[str, Any]) -> list[str]:
+    rows = [
+        [one["directory"], one["namespace"], one["dialect"], "copy" if one["copy"] else ""]
+        for one in answer["attachments"]
+    ]
+    return table(["DIRECTORY", "NAMESPACE", "DIALECT", ""], rows) if rows else []
+
+
+def rate(namespace: dict[str, Any]) -> float:
+    """Bytes per second from the beginning of a generation to its decision, or until now."""
+    lasted = namespace["age_s"] - (namespace["decided_s"] or 0.0)
+    return float(namespace["bytes"] / lasted) if lasted > 0 else 0.0
+
+
+def _namespaces(answer: dict[str, Any]) -> list[str]:
+    rows, notes = [], []
+    for one in answer["namespaces"]:
+        state = one["state"] + (" copy" if one["copy"] else "")
+        rows.append(
+            [one["name"], state, size(one["bytes"]), str(one["images"]), f"{size(rate(one))}/s", span(one["age_s"])]
+        )
+        notes.append(note("", one["reason"]) + note("-> ", one["hint"]))
+    if not rows:
+        return []
+    head, *lines = table(["NAMESPACE", "STATE", "BYTES:", "IMAGES:", "RATE:", "AGE:"], rows)
+    return [head, *(line for row, more in zip(lines, notes, strict=True) for line in (row, *more))]
+
+
+def _waiting(answer: dict[str, Any]) -> list[str]:
+    rows = [[one["namespace"], one["image"], str(one["pid"] or "-"), span(one["seconds"])] for one in answer["waiting"]]
+    return table(["WAITS FOR", "IMAGE", "PID:", "SINCE:"], rows) if rows else []
+
+
+def images(namespaces: list[dict[str, Any]]) -> list[str]:
+    """The images of namespaces, as lines."""
+    lines: list[str] = []
+    for namespace in namespaces:
+        lines += [""] if lines else []
+        lines.append(plain(f"{namespace['name']}: {namespace['state']}, {size(namespace['bytes'])}"))
+        several = len(namespace["snapshots"]) > 1
+        rows = [
+            [
+                f"{snapshot['index']}/{image['name']}" if several else image["name"],
+                size(image["size"]),
+                "" if image["complete"] else "being written",
+                image["digest"] or "",
+            ]
+            for snapshot in namespace["snapshots"]
+            for image in snapshot["images"]
+        ]
+        if rows:
+            lines += table(["IMAGE", "BYTES:", "", "DIGEST"], rows)
+    return lines or ["no namespaces"]
+
+
+def progress(namespace: dict[str, Any], per_second: float) -> str:
+    """A namespace on its way, on one line."""
+    expected = namespace["expected"]
+    of = f" of {size(expected)}" if expected else ""
+    line = f"{namespace['name']} {namespace['state']} {size(namespace['bytes'])}{of}"
+    if namespace["state"] in MOVING:
+        line += f" {size(per_second)}/s"
+        if expected and per_second > 0:
+            line += f" ETA {span(max(0, expected - namespace['bytes']) / per_second)}"
+    elif namespace["reason"]:
+        line += f" ({namespace['reason']})"
+    return plain(line)

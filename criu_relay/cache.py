@@ -1,0 +1,80 @@
+"""criu-relay-cache put together: links -> store -> CRIU's restores."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet import reactor as default_reactor
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.protocol import Factory
+
+from criu_relay.admin.cache_control import CacheControl
+from criu_relay.commit.records import instance_id
+from criu_relay.daemon import Daemon, hello
+from criu_relay.interfaces import IRestores
+from criu_relay.link.connection import LinkConnection, Ownership
+from criu_relay.link.criu_dev_receiver import OldReceiver
+from criu_relay.link.receiver import Receiver
+from criu_relay.link.services import InheritedLink, LinkServer
+from criu_relay.local.attachments import Attachments, cache_dialects
+from criu_relay.options import CacheOptions
+from criu_relay.settings import CacheSettings
+from criu_relay.store.arena import Arena
+from criu_relay.store.store import Store
+from criu_relay.wire.link_pb2 import CACHE
+from criu_relay.wire.names import check_name
+
+Options = CacheOptions
+
+WARM = 256 << 20
+"""Bytes of free memory that are kept with their pages: the next migration writes into them at a fourth of the cost."""
+
+
+class Cache(Daemon):
+    """The service."""
+
+    def __init__(self, reactor: Any, settings: CacheSettings) -> None:
+        super().__init__(reactor, settings)
+        arena = Arena(settings.memory, keep=min(WARM, settings.memory))
+        self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.retain)
+        self.receiver = Receiver(self.store, self.counters)
+        self.store.rejected = self.receiver.rejected
+        self.attachments = Attachments(reactor, cache_dialects(reactor, self._restores_of), settings.allow_uids)
+        self.control = CacheControl(self)
+        self.instance = instance_id(settings.state / "cache")
+        greeting = hello(CACHE, self.instance)
+        self._server: LinkServer | None = None
+
+        def made(owned: Ownership) -> LinkConnection:
+            return LinkConnection(reactor, reactor, greeting, self.receiver, owned, settings.link_timeout)
+
+        if settings.link_fd is not None:
+            InheritedLink(reactor, settings.link_fd, made).setServiceParent(self)
+        elif settings.link is not None:
+            self._server = LinkServer(reactor, settings.link, made)
+            self._server.setServiceParent(self)
+
+    async def bind(self) -> None:
+        """Listen for links."""
+        if self._server is not None:
+            await self._server.listen()
+        if self.settings.criu_dev_link is not None:
+            factory = Factory.forProtocol(lambda: OldReceiver(self.store, self._namespace_of))
+            endpoint = serverFromString(self.reactor, self.settings.criu_dev_link)
+            self._ports.append(await endpoint.listen(factory))
+
+    def _namespace_of(self, label: str) -> str:
+        """The old link names snapshots only: the one namespace attached for images, else the directory's own name."""
+        attached = {a.namespace for a in self.attachments if a.dialect == "images"}
+        return check_name(attached.pop() if len(attached) == 1 else os.path.basename(label.rstrip("/")), "namespace")
+
+    def _restores_of(self, namespace: str) -> IRestores:
+        restores: IRestores = self.store.keep(namespace)
+        return restores
+
+
+def makeService(options: CacheOptions) -> IService:
+    """For twistd."""
+    return Cache(default_reactor, options.settings())

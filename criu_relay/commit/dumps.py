@@ -1,0 +1,266 @@
+"""The namespaces of a proxy: which migration a client of CRIU belongs to, and who waits for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from criu_relay.commit.migration import Migration
+from criu_relay.commit.records import Record
+from criu_relay.commit.states import State
+from criu_relay.commit.surroundings import Surroundings, Waiters
+from criu_relay.commit.tasks import Task, boot_id
+from criu_relay.errors import Aborted, Conflict, NotFound
+from criu_relay.interfaces import IDump, IDumpClient, IDumpListener, IImageSink, IOpenedImage, Mode
+
+HISTORY = 8
+"""Migrations of a namespace that are remembered after they ended, for `status` and `wait`."""
+
+NAMESPACES = 1 << 16
+"""Names that a proxy knows at once."""
+
+
+@implementer(IDump)
+class NamespaceDump:
+    """See the module and L{IDump}.
+
+    @ivar migrations: oldest first.
+    @ivar begun: waits for the next one.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        name: str,
+        surroundings: Surroundings,
+        listeners: Callable[[], list[IDumpListener]],
+        copies: Callable[[], bool],
+    ) -> None:
+        """@param copies: whether its dumps are meant to leave their task running."""
+        self.name = name
+        self._copies = copies
+        self.migrations: list[Migration] = []
+        self.begun = Waiters()
+        self._at = surroundings
+        self._listeners = listeners
+        self._count = 0
+        self._connected: list[IDumpClient] = []
+        self._bound: dict[object, Migration] = {}
+
+    @property
+    def newest(self) -> Migration | None:
+        """The migration that began last."""
+        return self.migrations[-1] if self.migrations else None
+
+    # IDump
+
+    def client_connected(self, client: IDumpClient) -> None:
+        """See L{IDump.client_connected}."""
+        self._connected.append(client)
+        migration = self._bound.get(_key(client))
+        if migration is not None and not migration.over:
+            migration.connected(client)
+
+    def client_gone(self, client: IDumpClient) -> None:
+        """See L{IDump.client_gone}."""
+        if client in self._connected:
+            self._connected.remove(client)
+        for migration in self.migrations:
+            migration.gone(client)
+
+    def finished(self, client: IDumpClient) -> None:
+        """See L{IDump.finished}."""
+        migration = self._bound.pop(_key(client), None)
+        if migration is not None:
+            migration.finished()
+
+    def push_snapshots(self, client: IDumpClient, labels: Sequence[str]) -> None:
+        """See L{IDump.push_snapshots}."""
+        self._of(client).push_snapshots(labels)
+
+    def snapshots(self) -> list[str]:
+        """See L{IDump.snapshots}."""
+        newest = self.newest
+        return [] if newest is None or newest.over else list(newest.labels)
+
+    def open_image(self, client: IDumpClient, snapshot: str, name: str, mode: Mode) -> IImageSink:
+        """See L{IDump.open_image}."""
+        return self._of(client).open_image(client, snapshot, name, mode)
+
+    def read_image(self, client: IDumpClient, snapshot: str, name: str) -> Deferred[IOpenedImage | None]:
+        """See L{IDump.read_image}."""
+        newest = self.newest
+        return succeed(newest.read_image(snapshot, name) if newest is not None else None)
+
+    # Imports
+
+    def named(self, migration_id: str) -> Migration:
+        """The migration of this id, in hex.
+
+        @raise NotFound: there is none.
+        """
+        for migration in self.migrations:
+            if migration.id.hex() == migration_id:
+                return migration
+        raise NotFound(f"namespace {self.name} has no migration {migration_id[:32]}")
+
+    def put_image(self, snapshot: int | None, name: str, migration_id: str = "") -> IImageSink:
+        """One image of an import; the first begins a migration, as a copy.
+
+        @param migration_id: add to this one only: an import that was given up must not go on as another one.
+        """
+        migration = self.named(migration_id) if migration_id else self.newest
+        if migration_id and migration is not None and migration.over:
+            raise Aborted(migration.reason, migration.hint)
+        if migration is None or migration.state not in (State.OPEN, State.SEALING):
+            migration = self.begin(copy=True)
+        elif migration.clients:
+            raise Conflict(f"criu dumps into {self.name} now")
+        index = snapshot or max(len(migration.labels), 1)
+        if index > len(migration.labels) + 1:
+            raise Conflict(f"snapshot {index} of {self.name} follows {len(migration.labels)}")
+        if index > len(migration.labels):
+            migration.push_snapshots([str(index) if snapshot else ""])
+        return migration.write_image(index, name, Mode.REPLACE)
+
+    # Migrations
+
+    def begin(self, copy: bool = False) -> Migration:
+        """A new migration.
+
+        @raise Conflict: one is on its way.
+        """
+        newest = self.newest
+        if newest is not None and newest.state in (State.OPEN, State.SEALING, State.SEALED):
+            raise Conflict(f"another dump into namespace {self.name} is on its way", hint="use another namespace")
+        migration = self._add(os.urandom(16), copy or self._copies(), State.OPEN)
+        for client in self._connected:
+            migration.connected(client)
+        return migration
+
+    def recover(self, record: Record) -> None:
+        """A migration of before a restart, permitted and not decided: the task and criu tell how it went on."""
+        migration = self._add(bytes.fromhex(record.migration), False, State.PERMITTED)
+        rebooted = record.boot != boot_id()
+        root = Task.gone(record.root, record.root_started) if rebooted else Task.open(record.root, record.root_started)
+        criu = Task.gone(record.criu, record.criu_started) if rebooted else Task.open(record.criu, record.criu_started)
+        self.log.warn("namespace {name} was permitted before a restart: looking after its task", name=self.name)
+        migration.watch(root, criu)
+
+    async def undecided_or_next(self, following: bool = False) -> Migration:
+        """The newest migration, or the next when there is none.
+
+        @param following: one that is decided does not count.
+        """
+        while True:
+            newest = self.newest
+            if newest is not None and not (following and newest.over):
+                return newest
+            await self.begun.wait()
+            following = False
+
+    async def wait(self, following: bool) -> Migration:
+        """Returns when it is committed.
+
+        @raise Aborted: it was given up; the reason says why.
+        """
+        migration = await self.undecided_or_next(following)
+        if not migration.over:
+            await migration.decided.wait()
+        if migration.state is not State.COMMITTED:
+            raise Aborted(migration.reason, migration.hint)
+        return migration
+
+    def _add(self, migration_id: bytes, copy: bool, state: State) -> Migration:
+        self._count += 1
+        migration = Migration(self.name, self._count, migration_id, copy, self._at, self._listeners, state)
+        self.migrations.append(migration)
+        for old in [old for old in self.migrations if old.over][:-HISTORY]:
+            self.migrations.remove(old)
+        self.begun.fire()
+        return migration
+
+    def _of(self, client: IDumpClient) -> Migration:
+        """The migration that a client writes to, begun if need be.
+
+        @raise Aborted: the dump that it belongs to was given up; it stays so until CRIU says that it is over.
+        @raise Conflict: another dump is on its way.
+        """
+        key = _key(client)
+        migration = self._bound.get(key)
+        if migration is None:
+            migration = self._joined(client) or self.begin()
+            self._bound[key] = migration
+            self._forget_dead()
+        if migration.over:
+            raise Aborted(f"the dump was given up: {migration.reason}")
+        migration.connected(client)
+        return migration
+
+    def _joined(self, client: IDumpClient) -> Migration | None:
+        """The open migration that a new process may add to: a chain of pre-dumps and a dump is several processes."""
+        newest = self.newest
+        return newest if newest is not None and newest.state is State.OPEN and not client.whole_dump else None
+
+    def _forget_dead(self) -> None:
+        for key in [key for key in self._bound if isinstance(key, int) and not os.path.exists(f"/proc/{key}")]:
+            del self._bound[key]
+
+
+def _key(client: IDumpClient) -> object:
+    """What the connections of one dump have in common: stream has one, remote images has a process."""
+    pid = client.peer.pid if client.peer is not None else 0
+    return client if client.whole_dump or not pid else pid
+
+
+class Dumps:
+    """All namespaces of a proxy.
+
+    @ivar namespaces: by name.
+    """
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self.namespaces: dict[str, NamespaceDump] = {}
+        self.listeners: Callable[[str], list[IDumpListener]] = lambda name: []
+        self.copies: Callable[[str], bool] = lambda name: False
+        self._at = surroundings
+
+    def namespace(self, name: str) -> NamespaceDump:
+        """The namespace of that name, made when it is not there.
+
+        @raise Conflict: there are too many.
+        """
+        if name not in self.namespaces:
+            if len(self.namespaces) >= NAMESPACES:
+                raise Conflict(f"the proxy knows {NAMESPACES} namespaces already")
+            self.namespaces[name] = NamespaceDump(
+                name, self._at, lambda: self.listeners(name), lambda: self.copies(name)
+            )
+        return self.namespaces[name]
+
+    def known(self, name: str) -> Migration:
+        """The newest migration of a namespace.
+
+        @raise NotFound: nothing was ever dumped into it.
+        """
+        dump = self.namespaces.get(name)
+        if dump is None or dump.newest is None:
+            raise NotFound(f"no namespace {name}", hint="criu-relay status lists them")
+        return dump.newest
+
+    def recover(self) -> None:
+        """Look after what was permitted before a restart."""
+        for record in self._at.records.load():
+            self.namespace(record.namespace).recover(record)
+
+    def stop(self) -> None:
+        """The daemon ends: what is not held yet is given up, so that CRIU resumes its tasks."""
+        for dump in self.namespaces.values():
+            for migration in dump.migrations:
+                if migration.state in (State.OPEN, State.SEALING, State.SEALED):
+                    migration.abort("criu-relay-proxy is being stopped")

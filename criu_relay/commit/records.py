@@ -1,0 +1,103 @@
+"""Permissions that were given, on disk: what makes a decision survive the proxy.
+
+A record is written and fsynced before criu may kill the task, and removed when the cache has confirmed the
+decision, or when the decision is to abort: after a restart, no record means abort.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from twisted.logger import Logger
+
+SUFFIX = ".json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One permission.
+
+    @ivar migration: its id in hex.
+    @ivar root: pid of the root task; `root_started` and `boot` make it one process for ever.
+    @ivar cache: the link's endpoint, for people.
+    """
+
+    migration: str
+    namespace: str
+    root: int
+    root_started: int
+    criu: int
+    criu_started: int
+    boot: str
+    cache: str
+
+
+class Records:
+    """The directory of records; one file each, named by the migration."""
+
+    log = Logger()
+
+    def __init__(self, state: Path) -> None:
+        """@param state: the proxy's state directory."""
+        self._directory = state / "permitted"
+
+    def write(self, record: Record) -> None:
+        """Write it so that it survives a crash of the machine; blocks.
+
+        @raise OSError: it could not be written: no permission may be given.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(record.migration)
+        staged = path.with_suffix(".new")
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(record), file)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.rename(path)
+        self._sync()
+
+    def remove(self, migration: str) -> None:
+        """Forget it, for good; nothing when it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path(migration).unlink()
+            self._sync()
+
+    def load(self) -> list[Record]:
+        """Those that are there; one that cannot be read is logged and left."""
+        records = []
+        for path in sorted(self._directory.glob("*" + SUFFIX)) if self._directory.is_dir() else []:
+            try:
+                records.append(Record(**json.loads(path.read_text(encoding="utf-8"))))
+            except (OSError, ValueError, TypeError) as error:
+                self.log.error("the record {path} cannot be read: {error}", path=str(path), error=str(error))
+        return records
+
+    def _path(self, migration: str) -> Path:
+        return self._directory / (migration + SUFFIX)
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def instance_id(state: Path) -> bytes:
+    """The 16 bytes that name this daemon over its restarts; made on first use."""
+    path = state / "instance"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        if len(found) == 16:
+            return found
+    made = os.urandom(16)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staged = path.with_suffix(".new")
+    staged.write_text(made.hex() + "\n", encoding="ascii")
+    staged.rename(path)
+    return made

@@ -1,0 +1,54 @@
+"""The states of a migration at the proxy; docs/states.md draws them."""
+
+from __future__ import annotations
+
+import enum
+
+from criu_relay.machine import Table
+
+
+class State(enum.Enum):
+    """Where a migration is."""
+
+    OPEN = "open"
+    SEALING = "sealing"
+    SEALED = "sealed"
+    HELD = "held"
+    PERMITTED = "permitted"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    LOST = "lost"
+
+
+class Event(enum.Enum):
+    """What happens to it."""
+
+    SEAL = "seal"
+    QUIET = "quiet"
+    VERIFIED = "verified"
+    PERMIT = "permit"
+    COMMIT = "commit"
+    CONFIRMED = "confirmed"
+    UNKNOWN = "unknown to the cache"
+    ABORT = "abort"
+
+
+TABLE: Table[State, Event] = {
+    (State.OPEN, Event.SEAL): State.SEALING,
+    (State.SEALING, Event.QUIET): State.SEALED,
+    (State.SEALED, Event.VERIFIED): State.HELD,
+    (State.HELD, Event.PERMIT): State.PERMITTED,
+    (State.HELD, Event.COMMIT): State.COMMITTING,
+    (State.PERMITTED, Event.COMMIT): State.COMMITTING,
+    (State.COMMITTING, Event.CONFIRMED): State.COMMITTED,
+    (State.COMMITTING, Event.UNKNOWN): State.LOST,
+    (State.OPEN, Event.ABORT): State.ABORTED,
+    (State.SEALING, Event.ABORT): State.ABORTED,
+    (State.SEALED, Event.ABORT): State.ABORTED,
+    (State.HELD, Event.ABORT): State.ABORTED,
+    (State.PERMITTED, Event.ABORT): State.ABORTED,
+}
+
+WRITING = (State.OPEN, State.SEALING)
+DECIDED = (State.COMMITTED, State.ABORTED, State.LOST)

@@ -1,0 +1,111 @@
+"""What both services have in common: their parts start together, and a part that cannot start ends the daemon."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from criu_relay import __version__
+from criu_relay.admin.api import ControlSite, listen_control
+from criu_relay.errors import Conflict, RelayError
+from criu_relay.interfaces import Counters, IControl
+from criu_relay.local.attachments import Attachments
+from criu_relay.settings import Settings
+from criu_relay.wire import link as wire
+from criu_relay.wire.link_pb2 import Hello
+
+FAILED = 1
+"""Exit status of a daemon that could not start."""
+
+
+class Daemon(MultiService):
+    """A service that binds CRIU's sockets and the control socket, and ends the process when it cannot.
+
+    @ivar counters: what `status` and `/metrics` count.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, settings: Settings) -> None:
+        super().__init__()
+        self.reactor = reactor
+        self.settings = settings
+        self.counters = Counters()
+        self.began = reactor.seconds()
+        self.attachments: Attachments
+        self.control: IControl
+        self._ports: list[Any] = []
+
+    async def bind(self) -> None:
+        """Bind what this daemon has besides the common sockets."""
+
+    async def _start(self) -> None:
+        try:
+            for attached in self.settings.attachments:
+                self.attachments.attach(attached.directory, attached.namespace, attached.dialect)
+            self._ports.append(await listen_control(self.reactor, self.settings.control, ControlSite(self.control)))
+            await self.bind()
+        except CannotListenError as error:
+            raise Conflict(f"cannot listen on {error.interface}:{error.port}: {error.socketError}") from error
+
+    def startService(self) -> None:
+        """Start every part.
+
+        @raise SystemExit: a socket cannot be bound; one line says why.
+        """
+        failures: list[Failure] = []
+        Deferred.fromCoroutine(self._start()).addErrback(failures.append)
+        if failures:
+            failure = failures[0]
+            if not isinstance(failure.value, RelayError):
+                failure.raiseException()
+            hint = f": {failure.value.hint}" if failure.value.hint else ""
+            self.log.critical("cannot start: {reason}", reason=failure.value.reason)
+            sys.stderr.write(f"criu-relay-{self.control.role}: {failure.value.reason}{hint}\n")
+            raise SystemExit(FAILED)
+        super().startService()
+
+    async def _stop(self) -> None:
+        await self.attachments.stop()
+        for port in self._ports:
+            await stopped(port.stopListening)
+        await stopped(super().stopService)
+
+    def stopService(self) -> Deferred[None]:
+        """Close every socket, and remove those that are files."""
+        return Deferred.fromCoroutine(self._stop())
+
+    def common_status(self) -> dict[str, Any]:
+        """The part of `status` that both daemons have."""
+        return {"version": __version__, "uptime_s": self.reactor.seconds() - self.began}
+
+
+def endpoint_of(settings: Settings) -> str:
+    """The link, for people."""
+    return settings.link or settings.criu_dev_link or f"descriptor {settings.link_fd}"
+
+
+async def stopped(stop: Callable[[], Any]) -> None:
+    """Call a method that may return a Deferred, and wait for it."""
+    result = stop()
+    if isinstance(result, Awaitable):
+        await result
+
+
+def hello(role: Any, instance: bytes) -> Hello:
+    """What a daemon says first on a link."""
+    return Hello(
+        version=wire.VERSION,
+        role=role,
+        instance=instance,
+        name=wire.clip(platform.node()),
+        software=f"criu_relay {__version__}",
+    )

@@ -1,0 +1,363 @@
+"""Frames into and out of a stream transport: by system calls on its socket where it has one, else through it.
+
+A frame is a header (bytes) and perhaps a payload that lies in a memfd. On a socket the header goes out
+with MSG_MORE and the payload with sendfile, and what comes in is received straight into the memory it
+is for. Elsewhere (a fake transport, TLS) the same frames pass through `write` and `dataReceived`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IPullProducer, IReactorFDSet, IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+BYTES_PER_TURN = 1 << 20
+"""What one turn of the reactor moves at most in each direction."""
+
+COPIED_PAYLOAD = 16 << 10
+"""A payload up to this is copied behind its header: a system call of its own would cost more."""
+
+GATHERED = 64 << 10
+"""Small frames are gathered up to about this before they are sent."""
+
+
+SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK, splice(2)
+
+KEEPALIVE_SECONDS = 3
+"""An idle link is probed this often; three probes unanswered are a dead peer within 10 s."""
+
+KEEPALIVE_PROBES = 2
+
+USER_TIMEOUT = 30.0
+"""Seconds: a peer whose kernel does not acknowledge sent data for so long is dead, when nobody says another time."""
+
+
+@dataclass(frozen=True)
+class MemfdRange:
+    """A payload: bytes of a memfd, and the same bytes mapped."""
+
+    fd: int
+    offset: int
+    view: memoryview
+
+
+@dataclass(eq=False)
+class PipeRange:
+    """A payload: bytes that wait in a pipe, which nobody else reads.
+
+    @ivar taken: called once, when all of them have left the pipe.
+    @ivar abandoned: the pipe is not there any more.
+    """
+
+    fd: int
+    count: int
+    taken: Callable[[], None]
+    abandoned: bool = False
+
+    def abandon(self) -> None:
+        """The pipe is closed: zeros are sent in place of what had not left, for a peer that throws them away."""
+        self.abandoned = True
+
+
+@dataclass(frozen=True)
+class OutFrame:
+    """One frame to be sent."""
+
+    header: bytes
+    payload: MemfdRange | PipeRange | bytes | None = None
+
+
+class FrameSource(Protocol):
+    """Where frames to be sent come from."""
+
+    def next_frame(self) -> OutFrame | None:
+        """The next one; None: nothing to send now (`wake` is called when there is)."""
+
+    def drained(self) -> None:
+        """Everything that `next_frame` gave was sent, and there was nothing more."""
+
+
+class FrameTarget(Protocol):
+    """Where received bytes go: a L{criu_relay.wire.link.FrameReader}."""
+
+    def buffers(self) -> list[memoryview]: ...
+    def received(self, count: int) -> None: ...
+    def feed(self, data: bytes) -> None: ...
+
+
+class FrameWriter(Protocol):
+    """Sends the frames of a source."""
+
+    path: str
+
+    def wake(self) -> None:
+        """The source has something."""
+
+    def stop(self) -> None:
+        """Send nothing more."""
+
+
+@implementer(IPullProducer)
+class SocketFrameWriter:
+    """Sends frames on the socket of a Twisted transport, as its pull producer.
+
+    @ivar path: what `status` calls this way.
+    """
+
+    path = "sendfile"
+
+    def __init__(self, transport: Any, source: FrameSource, failed: Callable[[OSError], None]) -> None:
+        self._transport = transport
+        self._socket: socket.socket = transport.getHandle()
+        self._source = source
+        self._failed = failed
+        self._registered = False
+        self._stopped = False
+        self._head = memoryview(b"")
+        self._payload: MemfdRange | PipeRange | None = None
+        self._sent = 0
+
+    def wake(self) -> None:
+        """See L{FrameWriter.wake}."""
+        if not self._registered and not self._stopped:
+            self._registered = True
+            self._transport.registerProducer(self, False)
+
+    def stop(self) -> None:
+        """See L{FrameWriter.stop}."""
+        self._stopped = True
+        self._unregister()
+
+    def stopProducing(self) -> None:
+        """The transport is lost."""
+        self._stopped = True
+
+    def resumeProducing(self) -> None:
+        """The socket has room: send at most 1 MiB."""
+        most = BYTES_PER_TURN
+        try:
+            while most > 0 and not self._stopped:
+                if not self._head and self._payload is None and not self._gather():
+                    self._unregister()
+                    self._source.drained()
+                    return
+                most -= self._send(most)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.stop()
+            self._failed(error)
+            return
+        if not self._stopped:
+            self._transport.startWriting()
+
+    def _send(self, most: int) -> int:
+        if self._head:
+            count = self._socket.send(self._head, socket.MSG_MORE if self._payload else 0)
+            self._head = self._head[count:]
+            return count
+        payload = self._payload
+        if isinstance(payload, PipeRange):
+            left = payload.count - self._sent
+            if payload.abandoned:
+                self._head, self._payload, self._sent = memoryview(bytes(left)), None, 0
+                return 0
+            count = os.splice(payload.fd, self._socket.fileno(), min(left, most), flags=SPLICE_FLAGS)
+        else:
+            assert payload is not None
+            left = len(payload.view) - self._sent
+            count = os.sendfile(self._socket.fileno(), payload.fd, payload.offset + self._sent, min(left, most))
+        self._sent += count
+        if count == left:
+            self._payload = None
+            self._sent = 0
+            if isinstance(payload, PipeRange):
+                payload.taken()
+        return count
+
+    def _gather(self) -> bool:
+        head = bytearray()
+        while len(head) < GATHERED and self._payload is None:
+            frame = self._source.next_frame()
+            if frame is None:
+                break
+            head += frame.header
+            payload = frame.payload
+            if isinstance(payload, MemfdRange):
+                if len(payload.view) > COPIED_PAYLOAD:
+                    self._payload = payload
+                else:
+                    head += payload.view
+            elif isinstance(payload, PipeRange):
+                self._payload = payload
+            elif payload is not None:
+                head += payload
+        self._head = memoryview(head)
+        return bool(head)
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            self._transport.unregisterProducer()
+
+
+@implementer(IPullProducer)
+class TransportFrameWriter:
+    """Sends frames through any transport that takes a pull producer."""
+
+    path = "write"
+
+    def __init__(self, transport: Any, source: FrameSource) -> None:
+        self._transport = transport
+        self._source = source
+        self._registered = False
+        self._stopped = False
+
+    def wake(self) -> None:
+        """See L{FrameWriter.wake}."""
+        if not self._registered and not self._stopped:
+            self._registered = True
+            self._transport.registerProducer(self, False)
+
+    def stop(self) -> None:
+        """See L{FrameWriter.stop}."""
+        self._stopped = True
+        self._unregister()
+
+    def stopProducing(self) -> None:
+        """The transport is lost."""
+        self._stopped = True
+
+    def resumeProducing(self) -> None:
+        """The transport wants data: one frame, or nothing more for now."""
+        if self._stopped:
+            return
+        frame = self._source.next_frame()
+        if frame is None:
+            self._unregister()
+            self._source.drained()
+            return
+        self._transport.write(frame.header + _copied(frame.payload))
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            self._transport.unregisterProducer()
+
+
+def _copied(payload: MemfdRange | PipeRange | bytes | None) -> bytes:
+    if isinstance(payload, MemfdRange):
+        return bytes(payload.view)
+    if isinstance(payload, PipeRange):
+        if payload.abandoned:
+            return bytes(payload.count)
+        data = b""
+        while len(data) < payload.count:
+            data += os.read(payload.fd, payload.count - len(data))
+        payload.taken()
+        return data
+    return payload or b""
+
+
+@implementer(IReadDescriptor)
+class SocketFrameReader:
+    """Receives on the socket of a (paused) Twisted transport straight into the target's buffers.
+
+    @ivar path: what `status` calls this way.
+    """
+
+    path = "recvmsg_into"
+
+    def __init__(
+        self,
+        reactor: IReactorFDSet,
+        connection: socket.socket,
+        target: FrameTarget,
+        turn_ended: Callable[[], None],
+        ended: Callable[[Exception | None], None],
+    ) -> None:
+        """
+        @param connection: duplicated, because epoll knows a descriptor once.
+        @param turn_ended: called after each turn that brought something.
+        @param ended: called once, with None at the peer's end of stream.
+        """
+        self._reactor = reactor
+        self._socket = connection.dup()
+        self._target = target
+        self._turn_ended = turn_ended
+        self._ended = ended
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._reactor.addReader(self)
+
+    def stop(self) -> None:
+        """Read no more; `ended` is not called."""
+        if self._socket.fileno() >= 0:
+            self._reactor.removeReader(self)
+            self._socket.close()
+
+    def fileno(self) -> int:
+        """Our descriptor, -1 when closed."""
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """For Twisted's log."""
+        return "link reader"
+
+    def doRead(self) -> None:
+        """Something has come: at most 1 MiB and the headers behind it."""
+        buffers = self._target.buffers()
+        if not buffers:
+            self._reactor.removeReader(self)
+            return
+        try:
+            count = self._socket.recvmsg_into(buffers)[0]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end(error)
+            return
+        if count == 0:
+            self._end(None)
+            return
+        self._target.received(count)
+        self._turn_ended()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor gave the descriptor up."""
+        self._end(reason.value if isinstance(reason.value, Exception) else None)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._socket.fileno() >= 0:
+            self.stop()
+            self._ended(error)
+
+
+def socket_of(transport: Any) -> socket.socket | None:
+    """The stream socket under a transport, when bytes may be moved on it directly."""
+    handle = getattr(transport, "getHandle", lambda: None)()
+    if isinstance(handle, socket.socket) and hasattr(transport, "startWriting"):
+        return handle
+    return None
+
+
+def tune(connection: socket.socket, user_timeout: float = USER_TIMEOUT) -> None:
+    """Small frames leave at once, and a peer that is gone is noticed (tcp(7)); nothing for other families.
+
+    @param user_timeout: seconds that sent data may go unacknowledged by the peer's kernel.
+    """
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))

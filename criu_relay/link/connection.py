@@ -1,0 +1,400 @@
+"""One connection between proxy and cache: hello, frames both ways, and how it ends."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from typing import Any, Protocol
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from criu_relay.errors import LinkLost, ProtocolError, RelayError
+from criu_relay.flow.frames import (
+    USER_TIMEOUT,
+    FrameWriter,
+    OutFrame,
+    SocketFrameReader,
+    SocketFrameWriter,
+    TransportFrameWriter,
+    socket_of,
+    tune,
+)
+from criu_relay.interfaces import Owner
+from criu_relay.machine import Machine, Table
+from criu_relay.wire import link as wire
+from criu_relay.wire.link_pb2 import Frame, Hello
+
+GREETING_SECONDS = 10.0
+"""A peer says hello at once; one that does not holds a connection for no longer than this."""
+
+FLUSH_SECONDS = 5.0
+"""An error or bye frame is worth this long to a peer that does not read."""
+
+QUEUED_CONTROL_FRAMES = 1 << 16
+"""Control frames that wait for a peer that does not read: more is a peer that never will."""
+
+WITHOUT_TLS = "local"
+"""The name of every peer without TLS."""
+
+
+class State(enum.Enum):
+    """Where a connection is."""
+
+    GREETING = "greeting"
+    UP = "up"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Event(enum.Enum):
+    """What happens to a connection."""
+
+    HELLO = "hello"
+    FAIL = "fail"
+    BYE = "bye"
+    LOST = "lost"
+
+
+TABLE: Table[State, Event] = {
+    (State.GREETING, Event.HELLO): State.UP,
+    (State.GREETING, Event.FAIL): State.CLOSING,
+    (State.GREETING, Event.BYE): State.CLOSING,
+    (State.GREETING, Event.LOST): State.CLOSED,
+    (State.UP, Event.FAIL): State.CLOSING,
+    (State.UP, Event.BYE): State.CLOSING,
+    (State.UP, Event.LOST): State.CLOSED,
+    (State.CLOSING, Event.LOST): State.CLOSED,
+}
+
+
+class LinkEnd(Protocol):
+    """What a daemon does with its end of a link."""
+
+    def link_up(self, connection: LinkConnection) -> None:
+        """The hellos are exchanged."""
+
+    def frame_received(self, connection: LinkConnection, frame: Frame) -> wire.PayloadSink | None:
+        """A frame other than hello, ping, pong and bye, or a RelayError: the peer is told and the link closed."""
+
+    def turn_ended(self, connection: LinkConnection) -> None:
+        """All frames that came in one turn were handled."""
+
+    def next_frame(self) -> OutFrame | None:
+        """A frame of image data to be sent when no control frame waits."""
+
+    def link_down(self, connection: LinkConnection, reason: RelayError) -> None:
+        """A connection that was up is over."""
+
+
+class Ownership:
+    """A connection that is ours: it is closed when the link ends."""
+
+    def lose(self, transport: Any) -> None:
+        """End it in good order."""
+        transport.loseConnection()
+
+    def abort(self, transport: Any) -> None:
+        """End it at once."""
+        transport.abortConnection()
+
+
+class Inherited(Ownership):
+    """A connection that somebody else made (--link-fd): it is left alone, neither shut down nor reset."""
+
+    def lose(self, transport: Any) -> None:
+        """Stop using it."""
+        transport.stopReading()
+        transport.stopWriting()
+
+    abort = lose
+
+
+class LinkConnection(TwistedProtocol):
+    """See the module. A thin shell: frames are the codec's, their meaning is the end's.
+
+    @ivar peer: who is there, once up.
+    @ivar payload_bytes: payload taken since the hello.
+    """
+
+    log = Logger()
+    transport: Any
+
+    def __init__(
+        self,
+        reactor: Any,
+        clock: IReactorTime,
+        hello: Hello,
+        end: LinkEnd,
+        owned: Ownership | None = None,
+        user_timeout: float = USER_TIMEOUT,
+    ) -> None:
+        """
+        @param owned: how its transport is ended.
+        @param user_timeout: seconds without an acknowledgement of the peer's kernel that end it.
+        """
+        self._user_timeout = user_timeout
+        self._owned = owned or Ownership()
+        self._reactor = reactor
+        self._clock = clock
+        self._hello = hello
+        self._end = end
+        self._reader = wire.FrameReader(self)
+        self._control: deque[OutFrame] = deque()
+        self._socket_reader: SocketFrameReader | None = None
+        self._reason: RelayError | None = None
+        self._timer: Any = None
+        self.machine: Machine[State, Event] = Machine("link", TABLE, State.GREETING, self._entered)
+        self.peer: Owner | None = None
+        self.peer_name = ""
+        self.since = 0.0
+        self.payload_bytes = 0
+        self.round_trip: float | None = None
+        self._pinged: dict[int, float] = {}
+        self._writer: FrameWriter
+
+    @property
+    def up(self) -> bool:
+        """Frames may be sent."""
+        return self.machine.state is State.UP
+
+    @property
+    def open(self) -> bool:
+        """Not over yet."""
+        return self.machine.state is not State.CLOSED
+
+    @property
+    def io(self) -> str:
+        """How bytes move, for `status`."""
+        return f"{self._writer.path}, {self._socket_reader.path if self._socket_reader else 'dataReceived'}"
+
+    # Twisted's side
+
+    def connectionMade(self) -> None:
+        """Choose how bytes move, and say hello."""
+        self.since = self._clock.seconds()
+        socket = socket_of(self.transport)
+        if socket is None:
+            self._writer = TransportFrameWriter(self.transport, self)
+        else:
+            tune(socket, self._user_timeout)
+            self._writer = SocketFrameWriter(self.transport, self, self._send_failed)
+            self.transport.pauseProducing()
+            self._socket_reader = SocketFrameReader(self._reactor, socket, self, self._turn_ended, self._read_ended)
+            self._socket_reader.start()
+        self._timer = self._clock.callLater(GREETING_SECONDS, self._silent)
+        self.send(Frame(hello=self._hello))
+
+    def dataReceived(self, data: bytes) -> None:
+        """The way for transports without a socket of their own."""
+        self.feed(data)
+        self._turn_ended()
+
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+        """It is over, whoever ended it."""
+        self._over(LinkLost(f"the link is lost: {reason.getErrorMessage()}"))
+
+    # FrameTarget: received bytes on their way to the codec
+
+    def buffers(self) -> list[memoryview]:
+        """See L{wire.FrameReader.buffers}."""
+        return self._reader.buffers()
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from a transport."""
+        if self.machine.state in (State.GREETING, State.UP):
+            try:
+                self._reader.feed(data)
+            except RelayError as error:
+                self.fail(error)
+
+    def received(self, count: int) -> None:
+        """Bytes that were received into our buffers."""
+        if self.machine.state in (State.GREETING, State.UP):
+            try:
+                self._reader.received(count)
+            except RelayError as error:
+                self.fail(error)
+
+    def _turn_ended(self) -> None:
+        if self.up:
+            self._end.turn_ended(self)
+
+    # The codec's side
+
+    def frame_received(self, frame: Frame) -> wire.PayloadSink | None:
+        """A header is complete."""
+        kind = frame.WhichOneof("body")
+        if self.machine.state is State.GREETING:
+            if kind == "error":
+                raise LinkLost(f"the peer refuses the link: {frame.error.reason}")
+            if kind != "hello":
+                raise ProtocolError(f"the peer's first frame is {kind}, not hello")
+            self._greet(frame.hello)
+        elif not self.up:
+            return None
+        elif kind == "ping":
+            self.send(Frame(pong={"nonce": frame.ping.nonce}))
+        elif kind == "pong":
+            self._answered(frame.pong.nonce)
+        elif kind == "bye":
+            self._bye(f"the peer said bye: {frame.bye.reason}")
+        elif kind == "error" and not frame.error.HasField("migration"):
+            self._bye(f"the peer gives the link up: {frame.error.reason}")
+        elif kind == "hello":
+            raise ProtocolError("the peer said hello twice")
+        else:
+            return self._end.frame_received(self, frame)
+        return None
+
+    # What the end does
+
+    def send(self, frame: Frame, payload: bytes | None = None) -> None:
+        """Send a control frame, before any image data that waits."""
+        if self.machine.state in (State.CLOSING, State.CLOSED):
+            return
+        if payload is not None:
+            frame.payload = len(payload)
+        if len(self._control) >= QUEUED_CONTROL_FRAMES:
+            self._over(LinkLost("the peer does not read"))
+            self._owned.abort(self.transport)
+            return
+        self._control.append(OutFrame(wire.encode(frame), payload))
+        self._writer.wake()
+
+    def wake(self) -> None:
+        """The end has image data to send."""
+        if self.up:
+            self._writer.wake()
+
+    def next_frame(self) -> OutFrame | None:
+        """What the writer sends next."""
+        if self._control:
+            return self._control.popleft()
+        return self._end.next_frame() if self.up else None
+
+    def drained(self) -> None:
+        """Everything was handed to the kernel (or the transport)."""
+        if self.machine.state is State.CLOSING:
+            self._clock.callLater(0, self._flushed)
+
+    def ping(self) -> None:
+        """Measure the round trip."""
+        nonce = len(self._pinged) + 1
+        if not self._pinged:
+            self._pinged[nonce] = self._clock.seconds()
+            self.send(Frame(ping={"nonce": nonce}))
+
+    def fail(self, error: RelayError) -> None:
+        """The peer is at fault, or we cannot go on: say why, then close."""
+        if not self.machine.accepts(Event.FAIL):
+            return
+        self.log.error("link to {peer}: {reason}", peer=self.describe(), reason=error.reason)
+        self.send(Frame(error={"reason": wire.clip(error.reason)}))
+        self._reason = error
+        self._close(Event.FAIL)
+
+    def bye(self, reason: str) -> None:
+        """End it in good order."""
+        if self.machine.accepts(Event.BYE):
+            self.send(Frame(bye={"reason": wire.clip(reason)}))
+            self._bye(reason)
+
+    def status(self) -> dict[str, Any]:
+        """For `status`."""
+        return {
+            "name": self.peer_name,
+            "instance": self.peer.instance.hex() if self.peer else "",
+            "address": str(self.transport.getPeer()),
+            "since_s": self._clock.seconds() - self.since,
+            "bytes": self.payload_bytes,
+            "io": self.io,
+            "round_trip_ms": None if self.round_trip is None else self.round_trip * 1000,
+        }
+
+    def describe(self) -> str:
+        """The peer, for people."""
+        return self.peer_name or str(self.transport.getPeer() if self.transport else "nobody")
+
+    # How it ends
+
+    def _greet(self, hello: Hello) -> None:
+        if hello.version != wire.VERSION:
+            raise ProtocolError(f"the peer speaks version {hello.version} of the link, not {wire.VERSION}")
+        if hello.role == self._hello.role:
+            raise ProtocolError("both ends of the link are of the same kind: connect a proxy to a cache")
+        self._cancel_timer()
+        self.peer = Owner(WITHOUT_TLS, hello.instance)
+        self.peer_name = hello.name or hello.instance.hex()[:8]
+        self.machine.feed(Event.HELLO)
+        self.log.info("link to {peer} is up ({io})", peer=self.describe(), io=self.io)
+        self._end.link_up(self)
+
+    def _answered(self, nonce: int) -> None:
+        sent = self._pinged.pop(nonce, None)
+        if sent is not None:
+            self.round_trip = self._clock.seconds() - sent
+
+    def _silent(self) -> None:
+        self._timer = None
+        self.fail(ProtocolError(f"the peer did not say hello in {GREETING_SECONDS:.0f} s"))
+
+    def _bye(self, reason: str) -> None:
+        if self.machine.accepts(Event.BYE):
+            self._reason = LinkLost(reason)
+            self._close(Event.BYE)
+
+    def _close(self, event: Event) -> None:
+        was_up = self.up
+        self._cancel_timer()
+        self.machine.feed(event)
+        self._timer = self._clock.callLater(FLUSH_SECONDS, self._abort)
+        if self._socket_reader:
+            self._socket_reader.stop()
+        if was_up:
+            assert self._reason is not None
+            self._end.link_down(self, self._reason)
+        self._writer.wake()
+
+    def _flushed(self) -> None:
+        if self.machine.state is State.CLOSING:
+            self._writer.stop()
+            self._owned.lose(self.transport)
+
+    def _abort(self) -> None:
+        self._timer = None
+        self._writer.stop()
+        self._owned.abort(self.transport)
+
+    def _send_failed(self, error: OSError) -> None:
+        self._over(LinkLost(f"the link is lost: {error.strerror}"))
+        self._owned.abort(self.transport)
+
+    def _read_ended(self, error: Exception | None) -> None:
+        why = getattr(error, "strerror", None) or (str(error) if error else "the peer closed it")
+        self._over(LinkLost(f"the link is lost: {why}"))
+        self._owned.abort(self.transport)
+
+    def _over(self, reason: RelayError) -> None:
+        if self.machine.state is State.CLOSED:
+            return
+        was_up = self.up
+        self.machine.feed(Event.LOST)
+        self._cancel_timer()
+        self._writer.stop()
+        if self._socket_reader:
+            self._socket_reader.stop()
+        if was_up:
+            self.log.warn("{reason} (peer {peer})", reason=reason.reason, peer=self.describe())
+            self._end.link_down(self, reason)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _entered(self, state: State) -> None:
+        pass

@@ -1,0 +1,395 @@
+"""Feeding CRIU's own `criu image-cache`: the old link, one connection a migration (docs/protocol.md, "criu-dev link").
+
+The old peer needs each image's size ahead of its bytes, so images are kept whole until their migration ends; it
+answers nothing, so that "held" means no more than that its kernel has acknowledged every byte.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import termios
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import clientFromString
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from criu_relay.errors import Aborted, LinkLost, OutOfMemory, RelayError
+from criu_relay.flow.frames import socket_of, tune
+from criu_relay.flow.serve import ImageServer
+from criu_relay.flow.sink import BytesWriter
+from criu_relay.interfaces import (
+    Counters,
+    IArena,
+    IExtent,
+    IImageSink,
+    IOpenedImage,
+    IOutgoing,
+    IOutlet,
+    Mode,
+    Room,
+)
+from criu_relay.wire import criu_dev_link as wire
+from criu_relay.wire.remote_images import SNAPSHOT_LIST, OpenMode, encode_snapshots
+
+CONNECT_SECONDS = 3.0
+"""A dump waits so long for the old cache; CRIU's tasks are frozen meanwhile."""
+
+LOOK_AGAIN_SECONDS = 0.001
+"""TCP gives no event when the peer's kernel has acknowledged everything: it is asked again after this."""
+
+SEAL_SECONDS = 30.0
+"""The peer's kernel has acknowledged everything within this, or the migration aborts."""
+
+OPEN_MODES = {Mode.REPLACE: OpenMode.WRITE, Mode.APPEND: OpenMode.APPEND}
+
+
+class Piece:
+    """A run of an image's bytes in one extent; see L{criu_relay.flow.serve.Piece}."""
+
+    def __init__(self, extent: IExtent, start: int) -> None:
+        self.extent = extent
+        self.start = start
+        self.filled = 0
+
+    def rest(self, skip: int) -> Piece:
+        """The same from C{skip} on."""
+        rest = Piece(self.extent, self.start + skip)
+        rest.filled = self.filled - skip
+        return rest
+
+    @property
+    def fd(self) -> int:
+        """The memfd."""
+        return int(self.extent.fd)
+
+    @property
+    def offset(self) -> int:
+        """Where it lies in the memfd."""
+        return int(self.extent.offset) + self.start
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes."""
+        view: memoryview = self.extent.view[self.start : self.start + self.filled]
+        return view
+
+
+@implementer(IImageSink)
+class WholeImage:
+    """One image, kept whole.
+
+    @ivar shared: pages of it may still be in a pipe.
+    """
+
+    def __init__(self, arena: IArena, name: str, label: str, ended: Callable[[WholeImage], None]) -> None:
+        self.name = name
+        self.label = label
+        self.size = 0
+        self.sent = 0
+        self.complete = False
+        self.shared = False
+        self.mode = Mode.REPLACE
+        self._arena = arena
+        self._ended = ended
+        self._failed: Callable[[str], None] = lambda reason: None
+        self._pieces: list[Piece] = []
+        self._producer: Any = None
+
+    def begin(self, mode: Mode, failed: Callable[[str], None]) -> None:
+        """A write begins."""
+        self.mode = mode
+        self.complete = False
+        self._failed = failed
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Its producer is never paused: there is room, or the migration fails."""
+        self._producer = producer
+
+    def unregisterProducer(self) -> None:
+        """See L{IImageSink}."""
+        self._producer = None
+
+    def reserve(self, size: int) -> Room:
+        """See L{IImageSink.reserve}.
+
+        @raise OutOfMemory: the image does not fit.
+        """
+        last = self._pieces[-1] if self._pieces else None
+        if last is None or last.filled == last.extent.size:
+            extent = self._arena.allocate(size)
+            if extent is None:
+                raise OutOfMemory(
+                    f"{self.name} does not fit: CRIU's old link needs whole images, and"
+                    f" {self._arena.used} of {self._arena.limit} bytes are in use",
+                    hint="link to a criu-relay-cache, which takes images of any size",
+                )
+            last = Piece(extent, 0)
+            self._pieces.append(last)
+        return Room(last.fd, last.offset + last.filled, last.extent.view[last.filled :])
+
+    def written(self, count: int) -> None:
+        """See L{IImageSink.written}."""
+        self._pieces[-1].filled += count
+        self.size += count
+
+    def write(self, data: Any) -> None:
+        """See L{IImageSink}."""
+        rest = memoryview(data)
+        while rest:
+            room = self.reserve(len(rest))
+            count = min(len(rest), len(room.view))
+            room.view[:count] = rest[:count]
+            self.written(count)
+            rest = rest[count:]
+
+    def end(self) -> None:
+        """See L{IImageSink.end}."""
+        self.complete = True
+        self._ended(self)
+
+    def fail(self, reason: str) -> None:
+        """See L{IImageSink.fail}."""
+        self._failed(reason)
+
+    def piece(self, offset: int) -> Piece:
+        """The run of bytes from C{offset} on."""
+        for piece in self._pieces:
+            if offset < piece.filled:
+                return piece.rest(offset)
+            offset -= piece.filled
+        raise IndexError(offset)
+
+    def free(self) -> None:
+        """Give its memory back; nothing more is wanted."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.stopProducing()
+        while self._pieces:
+            self._arena.free(self._pieces.pop().extent, self.shared)
+
+
+@implementer(IOpenedImage)
+class KeptImage:
+    """An image that is read back; see L{IOpenedImage}."""
+
+    def __init__(self, reactor: Any, image: WholeImage) -> None:
+        self._reactor = reactor
+        self._image = image
+        self.size = image.size
+
+    def serve(self, fd: int) -> Deferred[int]:
+        """See L{IOpenedImage.serve}."""
+        server = ImageServer(self._reactor, self._image, fd)
+        server.start()
+        return server.done
+
+    def read(self, offset: int, length: int) -> Deferred[bytes]:
+        """See L{IOpenedImage.read}."""
+        return succeed(bytes(self._image.piece(offset).view[:length]) if offset < self.size else b"")
+
+    def close(self) -> None:
+        """See L{IOpenedImage.close}."""
+
+
+class OldConnection(Protocol):
+    """The connection: nothing ever comes on it but its end."""
+
+    def __init__(self, lost: Callable[[str], None]) -> None:
+        self._lost = lost
+
+    def connectionLost(self, reason: Failure = Failure(LinkLost(""))) -> None:  # noqa: B008
+        """The old cache is gone."""
+        self._lost(reason.getErrorMessage())
+
+
+@implementer(IOutgoing)
+class OldMigration:
+    """One migration over the old link; see L{IOutgoing}."""
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, endpoint: str, arena: IArena, lost: Callable[[RelayError], None]) -> None:
+        self._reactor = reactor
+        self._arena = arena
+        self._lost = lost
+        self._over = False
+        self._images: dict[tuple[int, str], WholeImage] = {}
+        self._labels: list[str] = []
+        self._list = WholeImage(arena, SNAPSHOT_LIST, "", self._ended)
+        self._queue: list[tuple[WholeImage, Mode, int]] = []
+        self._transport: Any = None
+        self._wake: Deferred[None] | None = None
+        self._sealing: Deferred[int] | None = None
+        self._running = Deferred.fromCoroutine(self._run(endpoint))
+        self._running.addErrback(self._broken)
+
+    # IOutgoing
+
+    def snapshot(self, index: int, label: str) -> None:
+        """See L{IOutgoing.snapshot}: one more entry of the list."""
+        self._labels.append(label)
+        if label:
+            self._list.begin(Mode.APPEND, self._failed)
+            self._list.write(encode_snapshots([label]))
+            self._list.end()
+
+    def open_image(self, snapshot: int, name: str, mode: Mode) -> IImageSink:
+        """See L{IOutgoing.open_image}."""
+        image = self._images.get((snapshot, name))
+        if image is None or mode is Mode.REPLACE:
+            mode = Mode.REPLACE
+            image = self._images[snapshot, name] = WholeImage(
+                self._arena, name, self._labels[snapshot - 1], self._ended
+            )
+        image.begin(mode, self._failed)
+        return image
+
+    def read_image(self, snapshot: int, name: str) -> IOpenedImage | None:
+        """See L{IOutgoing.read_image}."""
+        image = self._images.get((snapshot, name))
+        return KeptImage(self._reactor, image) if image is not None and image.complete else None
+
+    def seal(self, source: dict[str, Any]) -> Deferred[int]:
+        """See L{IOutgoing.seal}: everything sent, the end said, and acknowledged by the peer's kernel."""
+        self._sealing = Deferred()
+        self._go_on()
+        return self._sealing
+
+    def decide(self, commit: bool, reason: str = "") -> Deferred[str]:
+        """See L{IOutgoing.decide}. The old cache cannot be told; before its end it takes a reset for a failed dump."""
+        self._over = True
+        if not commit and self._transport is not None:
+            self._transport.abortConnection()
+        self._running.cancel()
+        for image in (*self._images.values(), self._list):
+            image.free()
+        return succeed("committed" if commit else "aborted")
+
+    # The connection
+
+    def _ended(self, image: WholeImage) -> None:
+        try:
+            wire.encode_header(image.name, image.label, OPEN_MODES[image.mode], image.size)
+        except RelayError as error:
+            self._fail(error)
+            return
+        self._queue.append((image, image.mode, image.size))
+        self._go_on()
+
+    def _failed(self, reason: str) -> None:
+        self._fail(Aborted(reason))
+
+    def _go_on(self) -> None:
+        if self._wake is not None:
+            wake, self._wake = self._wake, None
+            wake.callback(None)
+
+    async def _run(self, endpoint: str) -> None:
+        connecting = clientFromString(self._reactor, endpoint).connect(
+            Factory.forProtocol(lambda: OldConnection(self._closed))
+        )
+        protocol = await connecting.addTimeout(CONNECT_SECONDS, self._reactor)
+        self._transport = protocol.transport
+        connection = socket_of(self._transport)
+        assert connection is not None
+        tune(connection)
+        writer = BytesWriter(self._reactor, connection.fileno())
+        try:
+            while self._queue or self._sealing is None:
+                if not self._queue:
+                    self._wake = Deferred()
+                    await self._wake
+                    continue
+                await self._send(writer, *self._queue.pop(0))
+            await self._acknowledged(writer)
+            self._transport.loseWriteConnection()
+        finally:
+            writer.close()
+        self._sealing.callback(sum(image.size for image in self._images.values()))
+
+    async def _send(self, writer: BytesWriter, image: WholeImage, mode: Mode, size: int) -> None:
+        await self._acknowledged(writer)
+        offset = image.sent if mode is Mode.APPEND else 0
+        await self._write(writer, wire.encode_header(image.name, image.label, OPEN_MODES[mode], size))
+        while offset < size:
+            view = image.piece(offset).view[: size - offset]
+            await self._write(writer, view)
+            offset += len(view)
+        image.sent = size
+
+    async def _write(self, writer: BytesWriter, data: bytes | memoryview) -> None:
+        if not await writer.write(data):
+            raise LinkLost("the old cache closed the link")
+
+    async def _acknowledged(self, writer: BytesWriter) -> None:
+        """Nothing is on its way: a header that is sent now goes in one segment, as the old peer needs it."""
+        deadline = self._reactor.seconds() + SEAL_SECONDS
+        while unacknowledged(writer.fileno()):
+            if self._reactor.seconds() > deadline:
+                raise LinkLost(f"the old cache did not read for {SEAL_SECONDS:.0f} s")
+            await deferLater(self._reactor, LOOK_AGAIN_SECONDS)
+
+    def _broken(self, failure: Failure) -> None:
+        if not self._over:
+            error = failure.value
+            self._fail(error if isinstance(error, RelayError) else LinkLost(f"no link to the old cache: {error}"))
+
+    def _closed(self, reason: str) -> None:
+        if self._sealing is None or not self._sealing.called:
+            self._fail(LinkLost(f"the link to the old cache is lost: {reason}"))
+
+    def _fail(self, error: RelayError) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._sealing is not None and not self._sealing.called:
+            self._sealing.errback(error)
+        else:
+            self._lost(error)
+
+
+class RecoveredOldMigration(OldMigration):
+    """What is left of a migration of before a restart: there is nobody to tell."""
+
+    def __init__(self) -> None:
+        """Nothing is connected."""
+
+    def decide(self, commit: bool, reason: str = "") -> Deferred[str]:
+        """See L{IOutgoing.decide}."""
+        return succeed("committed" if commit else "aborted")
+
+
+@implementer(IOutlet)
+class OldOutlet:
+    """See L{IOutlet}."""
+
+    def __init__(self, reactor: Any, endpoint: str, arena: IArena, counters: Counters) -> None:
+        self.window = arena
+        self._reactor = reactor
+        self._endpoint = endpoint
+        self._counters = counters
+
+    def begin(self, migration: bytes, namespace: str, copy: bool, lost: Callable[[RelayError], None]) -> IOutgoing:
+        """See L{IOutlet.begin}."""
+        self._counters.add("links_made")
+        return OldMigration(self._reactor, self._endpoint, self.window, lost)
+
+    def recovered(self, migration: bytes) -> IOutgoing:
+        """See L{IOutlet.recovered}: the old cache had everything before the permission; it is told nothing."""
+        return RecoveredOldMigration()
+
+    def describe(self) -> dict[str, Any]:
+        """See L{IOutlet.describe}."""
+        return {"state": "up", "peers": []}
+
+
+def unacknowledged(fd: int) -> int:
+    """Bytes that the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7))."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))[0])

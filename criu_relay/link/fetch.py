@@ -1,0 +1,118 @@
+"""Reading images back from the cache: a dump that looks at its parent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFDSet
+from zope.interface import implementer
+
+from criu_relay.errors import LinkLost, RelayError
+from criu_relay.flow.sink import BytesWriter
+from criu_relay.interfaces import IOpenedImage
+from criu_relay.wire import link as wire
+from criu_relay.wire import link_pb2
+
+
+class Answer:
+    """The payload of one Fetched frame; see L{wire.PayloadSink}."""
+
+    def __init__(self, fired: Deferred[bytes]) -> None:
+        self._fired = fired
+        self._data = bytearray(wire.MAX_PAYLOAD)
+        self._filled = 0
+
+    def room(self, remaining: int) -> memoryview | None:
+        """See L{wire.PayloadSink}."""
+        return memoryview(self._data)[self._filled : self._filled + remaining]
+
+    def filled(self, count: int) -> None:
+        """See L{wire.PayloadSink}."""
+        self._filled += count
+
+    def done(self) -> None:
+        """See L{wire.PayloadSink}."""
+        self._fired.callback(bytes(self._data[: self._filled]))
+
+
+class Fetches:
+    """The requests that wait for their answer."""
+
+    def __init__(self, reactor: IReactorFDSet) -> None:
+        self.reactor = reactor
+        self._numbers = 0
+        self._waiting: dict[int, Deferred[bytes]] = {}
+
+    def ask(
+        self, send: Callable[[link_pb2.Frame], None], migration: bytes, image: int, offset: int, length: int
+    ) -> Deferred[bytes]:
+        """Fires with at most C{length} bytes; errs with L{LinkLost}."""
+        self._numbers = self._numbers % 0xFFFFFFFF + 1
+        number = self._numbers
+        fired: Deferred[bytes] = Deferred()
+        self._waiting[number] = fired
+        fetch = link_pb2.Fetch(request=number, migration=migration, image=image, offset=offset, length=length)
+        send(link_pb2.Frame(fetch=fetch))
+        return fired
+
+    def answered(self, frame: link_pb2.Frame) -> wire.PayloadSink | None:
+        """A Fetched frame has come; None: nobody waits for it (any more)."""
+        fired = self._waiting.pop(frame.fetched.request, None)
+        if fired is None:
+            return None
+        answer = Answer(fired)
+        if not frame.payload:
+            answer.done()
+            return None
+        return answer
+
+    def give_up(self, request: int, reason: RelayError) -> None:
+        """This one will not be sent."""
+        fired = self._waiting.pop(request, None)
+        if fired is not None:
+            fired.errback(reason)
+
+    def lost(self, reason: LinkLost) -> None:
+        """No answer will come."""
+        waiting, self._waiting = self._waiting, {}
+        for fired in waiting.values():
+            fired.errback(reason)
+
+
+@implementer(IOpenedImage)
+class FetchedImage:
+    """An image that lies at the cache, read back 1 MiB at a time: one request under way, so nothing piles up."""
+
+    def __init__(
+        self, fetches: Fetches, send: Callable[[link_pb2.Frame], None], migration: bytes, image: int, size: int
+    ) -> None:
+        """@param send: sends a frame behind everything of this image."""
+        self.size = size
+        self._fetches = fetches
+        self._send = send
+        self._migration = migration
+        self._image = image
+
+    def serve(self, fd: int) -> Deferred[int]:
+        """See L{IOpenedImage.serve}."""
+        return Deferred.fromCoroutine(self._serve(BytesWriter(self._fetches.reactor, fd)))
+
+    async def _serve(self, writer: BytesWriter) -> int:
+        offset = 0
+        try:
+            while offset < self.size:
+                data = await self.read(offset, wire.MAX_PAYLOAD)
+                if not data or not await writer.write(data):
+                    break
+                offset += len(data)
+        finally:
+            writer.close()
+        return offset
+
+    def read(self, offset: int, length: int) -> Deferred[bytes]:
+        """See L{IOpenedImage.read}."""
+        return self._fetches.ask(self._send, self._migration, self._image, offset, min(length, wire.MAX_PAYLOAD))
+
+    def close(self) -> None:
+        """See L{IOpenedImage.close}."""

@@ -1,0 +1,250 @@
+"""The cache's end of links: what arrives goes to the store, what was taken is acknowledged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.logger import Logger
+
+from criu_relay.errors import Conflict, ProtocolError, RelayError
+from criu_relay.flow.frames import OutFrame
+from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
+from criu_relay.link.connection import LinkConnection
+from criu_relay.wire import link as wire
+from criu_relay.wire import link_pb2
+
+LINKS = 1024
+"""Proxies that may link to one cache at a time."""
+
+MIGRATIONS_PER_LINK = 4096
+"""Open migrations of one proxy: bounds what one peer can make us remember."""
+
+IMAGES_PER_MIGRATION = 1 << 16
+"""Rows of a closing header that are kept until its last frame; the store takes no more images either."""
+
+MODES = {link_pb2.REPLACE: Mode.REPLACE, link_pb2.APPEND: Mode.APPEND}
+OUTCOMES = {True: link_pb2.COMMITTED, False: link_pb2.ABORTED, None: link_pb2.UNKNOWN}
+
+
+@dataclass
+class Migration:
+    """What is known of a migration on one link.
+
+    @ivar refused: an error was sent: what still comes of it is dropped.
+    """
+
+    refused: bool = False
+    rows: list[tuple[int, str, int, bytes | None]] = field(default_factory=list)
+
+
+class ExtentSink:
+    """The payload of one Extent frame; see L{wire.PayloadSink}."""
+
+    def __init__(self, receiver: Receiver, connection: LinkConnection, migration: bytes, image: IGrowing) -> None:
+        self._receiver = receiver
+        self._connection = connection
+        self._migration = migration
+        self._image = image
+        self._dropping = memoryview(b"")
+
+    def room(self, remaining: int) -> memoryview | None:
+        """See L{wire.PayloadSink}."""
+        if self._dropping:
+            return self._dropping[:remaining]
+        try:
+            return self._image.reserve(remaining).view[:remaining]
+        except RelayError as error:
+            self._receiver.refuse(self._connection, self._migration, error)
+            self._dropping = memoryview(bytearray(remaining))
+            return self._dropping
+
+    def filled(self, count: int) -> None:
+        """See L{wire.PayloadSink}."""
+        self._connection.payload_bytes += count
+        if not self._dropping:
+            self._image.written(count)
+
+    def done(self) -> None:
+        """See L{wire.PayloadSink}."""
+
+
+class DroppedPayload:
+    """The payload of an extent that nobody wants, which is acknowledged all the same."""
+
+    def __init__(self, connection: LinkConnection, size: int) -> None:
+        self._connection = connection
+        self._data = memoryview(bytearray(size))
+
+    def room(self, remaining: int) -> memoryview | None:
+        """See L{wire.PayloadSink}."""
+        return self._data[:remaining]
+
+    def filled(self, count: int) -> None:
+        """See L{wire.PayloadSink}."""
+        self._connection.payload_bytes += count
+
+    def done(self) -> None:
+        """See L{wire.PayloadSink}."""
+
+
+class Receiver:
+    """The L{criu_relay.link.connection.LinkEnd} of the cache, for all its links."""
+
+    log = Logger()
+
+    def __init__(self, intake: IIntake, counters: Counters) -> None:
+        self.links: dict[LinkConnection, dict[bytes, Migration]] = {}
+        self._intake = intake
+        self._counters = counters
+        self._acknowledged: dict[LinkConnection, int] = {}
+
+    def link_up(self, connection: LinkConnection) -> None:
+        """A proxy is there: tell it what waits for its decision."""
+        if len(self.links) >= LINKS:
+            raise Conflict(f"the cache has {LINKS} links already")
+        self.links[connection] = {}
+        self._acknowledged[connection] = 0
+        self._counters.add("links_made")
+        for migration, name, size in self._intake.held(owner_of(connection)):
+            self.links[connection][migration] = Migration()
+            connection.send(link_pb2.Frame(held=link_pb2.Held(migration=migration, name=name, bytes=size)))
+        connection.ping()
+
+    def frame_received(self, connection: LinkConnection, frame: link_pb2.Frame) -> wire.PayloadSink | None:
+        """What a proxy says."""
+        kind = frame.WhichOneof("body")
+        handler = self._handlers.get(kind or "")
+        if handler is None:
+            raise ProtocolError(f"a proxy does not send {kind} frames")
+        body = getattr(frame, kind or "")
+        migration = self.links[connection].get(body.migration)
+        if migration is not None and migration.refused and kind not in ("commit", "abort"):
+            return DroppedPayload(connection, frame.payload) if frame.payload else None
+        try:
+            return handler(self, connection, body)
+        except ProtocolError:
+            raise
+        except RelayError as error:
+            self.refuse(connection, body.migration, error)
+            return DroppedPayload(connection, frame.payload) if frame.payload else None
+
+    def turn_ended(self, connection: LinkConnection) -> None:
+        """Acknowledge what came."""
+        if connection.payload_bytes != self._acknowledged[connection]:
+            self._counters.add("link_payload_bytes_received", connection.payload_bytes - self._acknowledged[connection])
+            self._acknowledged[connection] = connection.payload_bytes
+            connection.send(link_pb2.Frame(ack=link_pb2.Ack(bytes=connection.payload_bytes)))
+
+    def next_frame(self) -> OutFrame | None:
+        """A cache sends nothing but control frames."""
+        return None
+
+    def link_down(self, connection: LinkConnection, reason: RelayError) -> None:
+        """What it had not brought whole is given up."""
+        migrations = self.links.pop(connection)
+        del self._acknowledged[connection]
+        self._intake.link_lost(owner_of(connection), list(migrations), reason.reason)
+
+    def rejected(self, migration: bytes, reason: str) -> None:
+        """A person threw an undecided migration away: tell its proxy, when it is linked."""
+        for connection, migrations in self.links.items():
+            if migration in migrations:
+                migrations[migration].refused = True
+                connection.send(link_pb2.Frame(error=link_pb2.Error(reason=wire.clip(reason), migration=migration)))
+
+    def refuse(self, connection: LinkConnection, migration: bytes, error: RelayError) -> None:
+        """This migration cannot go on; the link and the others can."""
+        known = self.links[connection].setdefault(migration, Migration())
+        if known.refused:
+            return
+        known.refused = True
+        self.log.error("a migration is refused: {reason}", reason=error.reason, migration=migration.hex())
+        self._intake.link_lost(owner_of(connection), [migration], error.reason)
+        body = link_pb2.Error(reason=wire.clip(error.reason), migration=migration)
+        connection.send(link_pb2.Frame(error=body))
+
+    def _namespace(self, connection: LinkConnection, body: Any) -> None:
+        migrations = self.links[connection]
+        if len(migrations) >= MIGRATIONS_PER_LINK:
+            raise Conflict(f"the link carries {MIGRATIONS_PER_LINK} migrations already")
+        self._intake.begin(owner_of(connection), body.migration, body.name, body.copy, describe(body.source))
+        migrations[body.migration] = Migration()
+
+    def _snapshot(self, connection: LinkConnection, body: Any) -> None:
+        self._intake.snapshot(owner_of(connection), body.migration, body.index, body.label)
+
+    def _image(self, connection: LinkConnection, body: Any) -> None:
+        mode = MODES[body.mode]
+        self._intake.open_image(owner_of(connection), body.migration, body.image, body.snapshot, body.name, mode)
+
+    def _extent(self, connection: LinkConnection, body: Any) -> wire.PayloadSink:
+        image = self._intake.writing(owner_of(connection), body.migration, body.image, body.offset)
+        return ExtentSink(self, connection, body.migration, image)
+
+    def _image_end(self, connection: LinkConnection, body: Any) -> None:
+        digest = body.digest if body.HasField("digest") else None
+        self._intake.end_image(owner_of(connection), body.migration, body.image, body.size, digest)
+
+    def _namespace_end(self, connection: LinkConnection, body: Any) -> None:
+        migration = self._known(connection, body.migration)
+        migration.rows += [
+            (row.snapshot, row.name, row.size, row.digest if row.HasField("digest") else None) for row in body.images
+        ]
+        if len(migration.rows) > IMAGES_PER_MIGRATION:
+            raise ProtocolError(f"the closing header lists more than {IMAGES_PER_MIGRATION} images")
+        if body.last:
+            rows, migration.rows = migration.rows, []
+            size = self._intake.seal(owner_of(connection), body.migration, rows, describe(body.source))
+            held = link_pb2.Held(migration=body.migration, name=self._name(connection, body.migration), bytes=size)
+            connection.send(link_pb2.Frame(held=held))
+
+    def _commit(self, connection: LinkConnection, body: Any) -> None:
+        self._decide(connection, body.migration, True, "")
+
+    def _abort(self, connection: LinkConnection, body: Any) -> None:
+        self._decide(connection, body.migration, False, body.reason)
+
+    def _decide(self, connection: LinkConnection, migration: bytes, commit: bool, reason: str) -> None:
+        outcome = OUTCOMES[self._intake.decide(owner_of(connection), migration, commit, reason)]
+        self.links[connection].pop(migration, None)
+        connection.send(link_pb2.Frame(decided=link_pb2.Decided(migration=migration, outcome=outcome)))
+
+    def _fetch(self, connection: LinkConnection, body: Any) -> None:
+        data = self._intake.read(owner_of(connection), body.migration, body.image, body.offset, body.length)
+        connection.send(link_pb2.Frame(fetched=link_pb2.Fetched(request=body.request)), data)
+
+    def _known(self, connection: LinkConnection, migration: bytes) -> Migration:
+        try:
+            return self.links[connection][migration]
+        except KeyError:
+            raise ProtocolError(f"migration {migration.hex()} was not begun on this link") from None
+
+    def _name(self, connection: LinkConnection, migration: bytes) -> str:
+        return next((name for held, name, _ in self._intake.held(owner_of(connection)) if held == migration), "")
+
+    _handlers = {
+        "namespace": _namespace,
+        "snapshot": _snapshot,
+        "image": _image,
+        "extent": _extent,
+        "image_end": _image_end,
+        "namespace_end": _namespace_end,
+        "commit": _commit,
+        "abort": _abort,
+        "fetch": _fetch,
+    }
+
+
+def owner_of(connection: LinkConnection) -> Owner:
+    """Who is at the other end of a connection that is up."""
+    assert connection.peer is not None
+    return connection.peer
+
+
+def describe(source: link_pb2.Source) -> str:
+    """A source for people: "python3 (pid 17) on web1"; empty when nothing is known."""
+    if not source.host:
+        return ""
+    task = f"{source.command or 'process'} (pid {source.pid}) on " if source.pid else ""
+    return f"{task}{source.host}"

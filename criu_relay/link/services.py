@@ -1,0 +1,141 @@
+"""Links as Twisted services: a client that comes back, a server, and an inherited connection."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from criu_relay.errors import Invalid
+from criu_relay.link.connection import Inherited, LinkConnection, Ownership
+
+FIRST_RETRY = 0.2
+"""Seconds: a cache that is being started is there soon."""
+
+LAST_RETRY = 5.0
+"""Seconds: a proxy finds a cache that comes back within this."""
+
+RETRY_FACTOR = 1.5
+
+JITTER = 0.1
+"""Seconds: many proxies do not come back in the same moment."""
+
+Made = Callable[[Ownership], LinkConnection]
+
+
+class LinkFactory(Factory):
+    """Makes the connection's protocol.
+
+    @ivar connections: those that are open.
+    """
+
+    noisy = False
+
+    def __init__(self, made: Made, owned: Ownership) -> None:
+        self._made = made
+        self._owned = owned
+        self.connections: set[LinkConnection] = set()
+
+    def buildProtocol(self, addr: IAddress | None) -> LinkConnection:
+        """A protocol for one connection."""
+        self.connections = {connection for connection in self.connections if connection.open}
+        connection = self._made(self._owned)
+        self.connections.add(connection)
+        return connection
+
+    def bye(self) -> None:
+        """Say bye on all of them."""
+        for connection in self.connections:
+            connection.bye("the daemon stops")
+
+
+class LinkClient(Service):
+    """The proxy's side of --link: connects, and again with back-off whenever the link is lost."""
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, endpoint: str, made: Made) -> None:
+        self._factory = LinkFactory(made, Ownership())
+        self._client = ClientService(
+            clientFromString(reactor, endpoint),
+            self._factory,
+            retryPolicy=backoffPolicy(FIRST_RETRY, LAST_RETRY, RETRY_FACTOR, lambda: random.uniform(0, JITTER)),
+            clock=reactor,
+        )
+
+    def startService(self) -> None:
+        """Connect."""
+        super().startService()
+        self._client.startService()
+
+    def stopService(self) -> Deferred[Any]:
+        """Say bye and disconnect."""
+        super().stopService()
+        self._factory.bye()
+        return self._client.stopService()
+
+
+class LinkServer(Service):
+    """The cache's side of --link; `listening` fires with the port, or errs when it cannot be bound."""
+
+    def __init__(self, reactor: Any, endpoint: str, made: Made) -> None:
+        self._factory = LinkFactory(made, Ownership())
+        self._endpoint = serverFromString(reactor, endpoint)
+        self._port: IListeningPort | None = None
+
+    async def listen(self) -> IListeningPort:
+        """Bind; errs when that cannot be."""
+        self._port = await self._endpoint.listen(self._factory)
+        return self._port
+
+    async def _stop(self) -> None:
+        self._factory.bye()
+        if self._port is not None:
+            stopping = self._port.stopListening()
+            if stopping is not None:
+                await stopping
+
+    def stopService(self) -> Deferred[None]:
+        """Accept nothing more and say bye."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+
+class InheritedLink(Service):
+    """--link-fd at either side: one connection, made by somebody else."""
+
+    def __init__(self, reactor: Any, fd: int, made: Made) -> None:
+        """@raise Invalid: C{fd} is not a connected stream socket."""
+        self._reactor = reactor
+        self._factory = LinkFactory(made, Inherited())
+        hint = "pass a connected stream socket, such as one end of a socketpair"
+        try:
+            with socket.socket(fileno=os.dup(fd)) as probe:
+                self._family = probe.family
+                if probe.type != socket.SOCK_STREAM:
+                    raise Invalid(f"descriptor {fd} is not a stream socket", hint=hint)
+                probe.getpeername()
+                probe.setblocking(False)
+        except OSError as error:
+            raise Invalid(f"descriptor {fd} is not a connected socket: {error.strerror}", hint=hint) from error
+        self._fd = fd
+
+    def startService(self) -> None:
+        """Take it over."""
+        super().startService()
+        self._reactor.adoptStreamConnection(self._fd, self._family, self._factory)
+
+    def stopService(self) -> None:
+        """Say bye; the connection stays open for whoever made it."""
+        super().stopService()
+        self._factory.bye()

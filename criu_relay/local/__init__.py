@@ -1,0 +1,1 @@
+"""The unix side: one Protocol per dialect that CRIU speaks, and the sockets that it finds in its directories."""

@@ -1,0 +1,91 @@
+"""criu-relay-proxy put together: CRIU's dumps -> migrations -> link."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet import reactor as default_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+
+from criu_relay import values
+from criu_relay.admin.proxy_control import ProxyControl
+from criu_relay.commit.dumps import Dumps
+from criu_relay.commit.records import Records, instance_id
+from criu_relay.commit.surroundings import Surroundings
+from criu_relay.daemon import Daemon, endpoint_of, hello
+from criu_relay.interfaces import IDump
+from criu_relay.link.connection import LinkConnection, Ownership
+from criu_relay.link.criu_dev_outlet import OldOutlet
+from criu_relay.link.outlet import LinkOutlet
+from criu_relay.link.services import InheritedLink, LinkClient
+from criu_relay.local.attachments import Attachments, proxy_dialects
+from criu_relay.options import ProxyOptions
+from criu_relay.settings import ProxySettings
+from criu_relay.store.arena import Arena
+from criu_relay.wire.link_pb2 import PROXY
+
+Options = ProxyOptions
+
+
+class Proxy(Daemon):
+    """The service."""
+
+    def __init__(self, reactor: Any, settings: ProxySettings) -> None:
+        super().__init__(reactor, settings)
+        self.instance = instance_id(settings.state)
+        self.outlet = self._make_outlet(settings)
+        surroundings = Surroundings(
+            reactor=reactor,
+            clock=reactor,
+            outlet=self.outlet,
+            records=Records(settings.state),
+            counters=self.counters,
+            in_thread=self._in_thread,
+            cache=endpoint_of(settings),
+            idle=settings.idle,
+        )
+        self.dumps = Dumps(surroundings)
+        self.attachments = Attachments(reactor, proxy_dialects(reactor, self._dump_of), settings.allow_uids)
+        self.dumps.listeners = lambda name: [a.listener for a in self.attachments if a.namespace == name]
+        self.dumps.copies = lambda name: any(a.copy for a in self.attachments if a.namespace == name)
+        self.control = ProxyControl(self)
+
+    def _make_outlet(self, settings: ProxySettings) -> LinkOutlet | OldOutlet:
+        reactor = self.reactor
+        if settings.criu_dev_link is not None:
+            whole = max(settings.window, values.available_memory() // 2)
+            return OldOutlet(reactor, settings.criu_dev_link, Arena(whole, keep=0), self.counters)
+        outlet = LinkOutlet(reactor, reactor, Arena(settings.window, keep=settings.window), self.counters)
+        greeting = hello(PROXY, self.instance)
+
+        def made(owned: Ownership) -> LinkConnection:
+            return LinkConnection(reactor, reactor, greeting, outlet, owned, settings.link_timeout)
+
+        if settings.link_fd is not None:
+            InheritedLink(reactor, settings.link_fd, made).setServiceParent(self)
+        elif settings.link is not None:
+            LinkClient(reactor, settings.link, made).setServiceParent(self)
+        return outlet
+
+    async def bind(self) -> None:
+        """Look after what was permitted before a restart."""
+        self.dumps.recover()
+
+    def stopService(self) -> Deferred[None]:
+        """Give up what is open, so that CRIU resumes its tasks, then close."""
+        self.dumps.stop()
+        return super().stopService()
+
+    def _dump_of(self, namespace: str, copy: bool) -> IDump:
+        dump: IDump = self.dumps.namespace(namespace)
+        return dump
+
+    def _in_thread(self, function: Any, *args: Any) -> Deferred[Any]:
+        return deferToThreadPool(self.reactor, self.reactor.getThreadPool(), function, *args)
+
+
+def makeService(options: ProxyOptions) -> IService:
+    """For twistd."""
+    return Proxy(default_reactor, options.settings())

@@ -1,0 +1,70 @@
+"""What the two services are told, typed: what L{criu_relay.options} makes of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Attached(NamedTuple):
+    """One directory that CRIU's socket is bound in.
+
+    @ivar directory: absolute, symlinks resolved.
+    @ivar namespace: None: the directory's own name.
+    @ivar dialect: "stream" or "images".
+    """
+
+    directory: str
+    namespace: str | None
+    dialect: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What both services are told.
+
+    @ivar link: endpoint description; None when `link_fd` or, at the proxy, `criu_dev_link` stands in for it.
+    @ivar link_fd: an inherited, connected stream socket.
+    @ivar criu_dev_link: endpoint of CRIU's own image-proxy or image-cache.
+    @ivar state: directory; need not exist.
+    @ivar attachments: where CRIU's sockets are bound from the start.
+    @ivar control: endpoint description of the control API.
+    @ivar insecure: plain links beyond this machine are allowed.
+    @ivar idle: seconds after which an open namespace without a client aborts.
+    @ivar allow_uids: users, besides our own and root, who may connect to CRIU's sockets.
+    @ivar link_timeout: seconds without the peer after which a link is given up.
+    """
+
+    link: str | None
+    link_fd: int | None
+    criu_dev_link: str | None
+    state: Path
+    attachments: tuple[Attached, ...]
+    control: str
+    insecure: bool
+    idle: float
+    allow_uids: frozenset[int]
+    link_timeout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxySettings(Settings):
+    """What the proxy is told.
+
+    @ivar window: bytes kept until the cache has them; 0: nothing is kept.
+    """
+
+    window: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings(Settings):
+    """What the cache is told.
+
+    @ivar memory: bytes that images may take.
+    @ivar retain: keep images after a confirmed restore.
+    """
+
+    memory: int
+    retain: bool

@@ -1,0 +1,184 @@
+"""One namespace at the cache: its generations, and the restores and people that wait for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFDSet, IReactorTime
+from zope.interface import implementer
+
+from criu_relay.errors import Conflict
+from criu_relay.interfaces import IOpenedImage, IRestore, IRestores, Peer
+from criu_relay.store.generation import Generation, State
+from criu_relay.store.opened import OpenedImage
+
+HISTORY = 8
+"""Generations of a namespace that are remembered after they ended, for `status`."""
+
+WAITING_OPENERS = 4096
+"""Per namespace: a restore has at most one open waiting; the rest is somebody's mistake."""
+
+
+@dataclass(eq=False)
+class Waiter:
+    """Somebody who waits for a generation to be decided.
+
+    @ivar generation: which; None: the next that begins.
+    """
+
+    fired: Deferred[Generation | None]
+    generation: Generation | None
+    image: str
+    pid: int
+    since: float
+
+
+@implementer(IRestores)
+class Namespace:
+    """See the module.
+
+    @ivar generations: oldest first; the last few.
+    @ivar kept: a socket is bound for it.
+    """
+
+    def __init__(self, name: str, reactor: IReactorFDSet, clock: IReactorTime, patience: float) -> None:
+        """@param patience: seconds that an open may wait with nothing happening."""
+        self.name = name
+        self.generations: list[Generation] = []
+        self.waiters: list[Waiter] = []
+        self.began = 0
+        self.kept = False
+        self._reactor = reactor
+        self._clock = clock
+        self._patience = patience
+
+    @property
+    def forgettable(self) -> bool:
+        """Nobody waits for it, nothing of it is here, and nothing is on its way."""
+        busy = any(not old.decided or old.state is State.COMMITTED for old in self.generations)
+        return not (busy or self.kept or self.waiters)
+
+    @property
+    def newest(self) -> Generation | None:
+        """The generation that began last."""
+        return self.generations[-1] if self.generations else None
+
+    def begin(self, peer: Peer | None) -> IRestore:
+        """See L{IRestores.begin}."""
+        return Restore(self, self._reactor, peer)
+
+    def add(self, generation: Generation) -> None:
+        """A new generation begins; those who wait for the next one now wait for this one."""
+        self.generations.append(generation)
+        for waiter in self.waiters:
+            if waiter.generation is None:
+                waiter.generation = generation
+
+    def decided(self, generation: Generation) -> None:
+        """Answer everybody who waits for this one, and forget old history."""
+        woken = [waiter for waiter in self.waiters if waiter.generation is generation]
+        self.waiters = [waiter for waiter in self.waiters if waiter.generation is not generation]
+        for old in [old for old in self.generations if old.decided and old.state is not State.COMMITTED][:-HISTORY]:
+            self.generations.remove(old)
+        for waiter in woken:
+            if not waiter.fired.called:
+                waiter.fired.callback(generation)
+
+    def servable(self) -> Generation | None:
+        """The generation that a restore which begins now is pinned to; None: it has to wait for the next.
+
+        An undecided one goes before a committed one: the process may have gone on since.
+        """
+        for generation in reversed(self.generations):
+            if generation.state is not State.ABORTED:
+                return generation
+        return None
+
+    def wait(
+        self, generation: Generation | None, image: str, peer: Peer | None, patient: bool = False
+    ) -> Deferred[Generation | None]:
+        """Fires with the generation when it is decided (at once if it is), or None when that takes too long.
+
+        @param generation: None: the next that begins.
+        @param patient: it never takes too long.
+        """
+        if generation is not None and generation.decided:
+            settled: Deferred[Generation | None] = Deferred()
+            settled.callback(generation)
+            return settled
+        fired: Deferred[Generation | None] = Deferred(lambda _: self._forget(waiter))
+        waiter = Waiter(fired, generation, image, peer.pid if peer else 0, self._clock.seconds())
+        self.waiters.append(waiter)
+        if len(self.waiters) > WAITING_OPENERS:
+            self._give_up(self.waiters[0])
+        if patient:
+            return fired
+        timer = self._clock.callLater(self._patience, self._give_up, waiter)
+
+        def stop(result: Generation | None) -> Generation | None:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        return fired.addBoth(stop)
+
+    def _give_up(self, waiter: Waiter) -> None:
+        self._forget(waiter)
+        waiter.fired.callback(None)
+
+    def _forget(self, waiter: Waiter) -> None:
+        if waiter in self.waiters:
+            self.waiters.remove(waiter)
+
+
+@implementer(IRestore)
+class Restore:
+    """See L{IRestore}."""
+
+    def __init__(self, namespace: Namespace, reactor: IReactorFDSet, peer: Peer | None) -> None:
+        self._namespace = namespace
+        self._reactor = reactor
+        self._peer = peer
+        self._pinned: Generation | None = None
+        self._served = False
+
+    async def _generation(self, image: str) -> Generation | None:
+        """The generation if it is committed; None: it will not be.
+
+        @raise Conflict: it was, and is gone: its images must not look as if they had never been.
+        """
+        if self._pinned is None:
+            self._pinned = self._namespace.servable()
+        generation = await self._namespace.wait(self._pinned, image, self._peer)
+        self._pinned = self._pinned or generation
+        if generation is None:
+            return None
+        if generation.state is State.COMMITTED:
+            self._served = True
+            return generation
+        if self._served:
+            raise Conflict(f"namespace {generation.namespace}: {generation.reason} while it was being restored")
+        return None
+
+    async def _open(self, snapshot: str | None, name: str) -> IOpenedImage | None:
+        generation = await self._generation(name)
+        image = generation.find(snapshot, name) if generation else None
+        return None if image is None or image.dropped else OpenedImage(self._reactor, image)
+
+    def open(self, snapshot: str | None, name: str) -> Deferred[IOpenedImage | None]:
+        """See L{IRestore.open}."""
+        return Deferred.fromCoroutine(self._open(snapshot, name))
+
+    async def _snapshots(self) -> list[str]:
+        generation = await self._generation("parent")
+        return generation.labels() if generation else []
+
+    def snapshots(self) -> Deferred[list[str]]:
+        """See L{IRestore.snapshots}."""
+        return Deferred.fromCoroutine(self._snapshots())
+
+    def finished(self) -> None:
+        """See L{IRestore.finished}."""
+        self._pinned = None
+        self._served = False

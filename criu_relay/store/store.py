@@ -1,0 +1,265 @@
+"""The cache's store: every namespace, every generation, all image memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.interfaces import IReactorFDSet, IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from criu_relay.errors import Conflict, Forbidden, NotFound, ProtocolError
+from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
+from criu_relay.store.arena import Arena
+from criu_relay.store.generation import Event, Generation, State
+from criu_relay.store.image import Image
+from criu_relay.store.namespace import Namespace
+from criu_relay.store.opened import read_bytes
+from criu_relay.store.reclaim import Reclaimer
+
+NAMESPACES = 1 << 16
+"""Names that a cache knows at once: bounds what peers and clients can make it remember."""
+
+
+@implementer(IIntake)
+class Store:
+    """See the module.
+
+    @ivar namespaces: by name.
+    @ivar retain: keep images after a confirmed restore.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorFDSet,
+        clock: IReactorTime,
+        arena: Arena,
+        counters: Counters,
+        patience: float,
+        retain: bool = False,
+    ) -> None:
+        """@param patience: seconds that an open waits for a dump."""
+        self.arena = arena
+        self.namespaces: dict[str, Namespace] = {}
+        self.retain = retain
+        self.counters = counters
+        self.rejected: Callable[[bytes, str], None] = lambda migration, reason: None
+        self._reactor = reactor
+        self._clock = clock
+        self._patience = patience
+        self._reclaimer = Reclaimer(clock, arena)
+        self._generations: dict[bytes, Generation] = {}
+
+    def namespace(self, name: str) -> Namespace:
+        """The namespace of that name, made when it is not there.
+
+        @raise Conflict: there are too many.
+        """
+        if name not in self.namespaces:
+            if len(self.namespaces) >= NAMESPACES:
+                self._forget_one()
+            if len(self.namespaces) >= NAMESPACES:
+                raise Conflict(f"the cache knows {NAMESPACES} namespaces already", hint="discard some")
+            self.namespaces[name] = Namespace(name, self._reactor, self._clock, self._patience)
+        return self.namespaces[name]
+
+    def known(self, name: str) -> Generation:
+        """The newest generation of a namespace.
+
+        @raise NotFound: nothing of that name was ever sent.
+        """
+        namespace = self.namespaces.get(name)
+        if namespace is None or namespace.newest is None:
+            raise NotFound(f"no namespace {name}", hint="criu-relay status lists them")
+        return namespace.newest
+
+    # IIntake
+
+    def begin(self, owner: Owner, migration: bytes, namespace: str, copy: bool, source: str) -> None:
+        """See L{IIntake.begin}."""
+        if migration in self._generations:
+            raise ProtocolError(f"migration {migration.hex()} began twice")
+        home = self.namespace(namespace)
+        for other in home.generations:
+            if other.state is not State.ABORTED and other.owner.peer != owner.peer:
+                raise Forbidden(
+                    f"namespace {namespace} belongs to {other.owner.peer}, not to {owner.peer}", hint="use another name"
+                )
+        home.began += 1
+        generation = Generation(
+            namespace, home.began, owner, migration, copy, source, self._clock.seconds(), self._new_image, self._decided
+        )
+        self._generations[migration] = generation
+        home.add(generation)
+        self.counters.add("namespaces_begun")
+
+    def snapshot(self, owner: Owner, migration: bytes, index: int, label: str) -> None:
+        """See L{IIntake.snapshot}."""
+        self._of(owner, migration).add_snapshot(index, label)
+
+    def open_image(self, owner: Owner, migration: bytes, image: int, snapshot: int, name: str, mode: Mode) -> None:
+        """See L{IIntake.open_image}."""
+        self._of(owner, migration).open_image(image, snapshot, name, mode)
+
+    def writing(self, owner: Owner, migration: bytes, image: int, offset: int) -> IGrowing:
+        """See L{IIntake.writing}."""
+        return self._of(owner, migration).writing(image, offset)
+
+    def end_image(self, owner: Owner, migration: bytes, image: int, size: int, digest: bytes | None) -> None:
+        """See L{IIntake.end_image}."""
+        generation = self._of(owner, migration)
+        target = generation.image(image)
+        generation.writing(image, target.size).finish(size, digest)
+        self.counters.add("images_received")
+
+    def seal(
+        self, owner: Owner, migration: bytes, images: Sequence[tuple[int, str, int, bytes | None]], source: str
+    ) -> int:
+        """See L{IIntake.seal}."""
+        generation = self._of(owner, migration)
+        generation.source = source or generation.source
+        generation.seal(images)
+        self.log.info("namespace {name} is held: {bytes} bytes", name=generation.namespace, bytes=generation.total)
+        return generation.total
+
+    def decide(self, owner: Owner, migration: bytes, commit: bool, reason: str) -> bool | None:
+        """See L{IIntake.decide}."""
+        generation = self._generations.get(migration)
+        if generation is None:
+            return None
+        if generation.owner != owner:
+            raise Forbidden(f"migration {migration.hex()} is not {owner.peer}'s")
+        if not generation.decided:
+            self.settle(generation, commit, reason)
+        elif commit is (generation.state is State.ABORTED):
+            self.log.error(
+                "namespace {name} was decided before: it is {state}, its proxy says {word}",
+                name=generation.namespace, state=generation.state.value, word="commit" if commit else "abort",
+            )  # fmt: skip
+        return generation.state is not State.ABORTED
+
+    def read(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
+        """See L{IIntake.read}."""
+        source = self._of(owner, migration).image(image)
+        if not source.complete:
+            raise ProtocolError(f"image {source.name} is read before its end was sent")
+        return read_bytes(source, offset, length)
+
+    def held(self, owner: Owner) -> list[tuple[bytes, str, int]]:
+        """See L{IIntake.held}."""
+        return [
+            (migration, generation.namespace, generation.total)
+            for migration, generation in self._generations.items()
+            if generation.state is State.HELD and generation.owner == owner
+        ]
+
+    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str) -> None:
+        """See L{IIntake.link_lost}."""
+        for migration in migrations:
+            generation = self._generations.get(migration)
+            if generation is not None and generation.owner == owner and generation.state is State.OPEN:
+                self.settle(generation, False, reason)
+
+    # Decisions
+
+    def settle(self, generation: Generation, commit: bool, reason: str = "") -> None:
+        """Commit or abort a generation.
+
+        @raise Conflict: it does not fit its state.
+        """
+        generation.feed(Event.COMMIT if commit else Event.ABORT, reason)
+
+    def restored(self, name: str) -> Generation:
+        """The restored process runs: its generation cannot be restored again, unless everything is retained.
+
+        @raise NotFound: no such namespace.
+        @raise Conflict: it is not committed.
+        """
+        generation = self._committed(name)
+        if not self.retain:
+            generation.feed(Event.RESTORE, "restored, and its images released")
+        return generation
+
+    def discard(self, name: str) -> int:
+        """Throw a namespace away: an undecided generation aborts, a committed one is gone.
+
+        @return: bytes of memory given back.
+        """
+        freed = 0
+        self.known(name)
+        for generation in list(self.namespaces[name].generations):
+            freed += sum(image.size for image in generation.images())
+            if not generation.decided:
+                self.settle(generation, False, "discarded at the cache")
+                self.rejected(generation.migration, generation.reason)
+            elif generation.state is not State.ABORTED and generation.state is not State.DISCARDED:
+                generation.feed(Event.DISCARD, "discarded")
+        return freed
+
+    def discard_image(self, name: str, snapshot: int | None, image: str, offset: int, length: int | None) -> int:
+        """Throw away an image of a committed namespace, or (whole extents in) a range of it.
+
+        @return: bytes of memory given back.
+        """
+        generation = self._committed(name)
+        home, found = generation.at(snapshot, image)
+        if offset == 0 and (length is None or length >= found.size):
+            del home.images[image]
+            return found.drop()
+        return found.discard(offset, found.size - offset if length is None else length)
+
+    def keep(self, name: str) -> Namespace:
+        """The namespace of that name, which a socket is bound for: it is not forgotten."""
+        namespace = self.namespace(name)
+        namespace.kept = True
+        return namespace
+
+    def _forget_one(self) -> None:
+        for name, namespace in self.namespaces.items():
+            if namespace.forgettable:
+                del self.namespaces[name]
+                for generation in namespace.generations:
+                    self._generations.pop(generation.migration, None)
+                return
+
+    def _committed(self, name: str) -> Generation:
+        self.known(name)
+        for generation in reversed(self.namespaces[name].generations):
+            if generation.state is State.COMMITTED:
+                return generation
+        raise Conflict(f"namespace {name} is {self.known(name).state.value}, not committed")
+
+    def _of(self, owner: Owner, migration: bytes) -> Generation:
+        generation = self._generations.get(migration)
+        if generation is None:
+            raise ProtocolError(f"migration {migration.hex()} was never begun here")
+        if generation.owner != owner:
+            raise Forbidden(f"migration {migration.hex()} is not {owner.peer}'s")
+        return generation
+
+    def _new_image(self, number: int, snapshot: int, name: str) -> Image:
+        return Image(self.arena, self._reclaimer.reclaim, self._reclaimer.drain, number, snapshot, name)
+
+    def _decided(self, generation: Generation) -> None:
+        generation.decided_at = generation.decided_at or self._clock.seconds()
+        home = self.namespaces[generation.namespace]
+        state = generation.state
+        self.counters.add(f"namespaces_{state.value}")
+        self.log.info(
+            "namespace {name}: {state} {reason}", name=generation.namespace, state=state.value, reason=generation.reason
+        )
+        if state is State.COMMITTED:
+            self._replace_older(home, generation)
+        else:
+            generation.drop_images()
+        home.decided(generation)
+        kept = {old.migration for old in home.generations}
+        for migration in [m for m, g in self._generations.items() if g.namespace == home.name and m not in kept]:
+            del self._generations[migration]
+
+    def _replace_older(self, home: Namespace, generation: Generation) -> None:
+        for old in [old for old in home.generations if old.state is State.COMMITTED and old is not generation]:
+            replaced = old if old.number < generation.number else generation
+            replaced.feed(Event.DISCARD, "replaced by a newer generation")

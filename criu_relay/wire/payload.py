@@ -1,0 +1,218 @@
+"""Reading { length, header, payload }: what the link and the old link have in common.
+
+Payload goes straight into the memory that it is for: L{PayloadReader.buffers} says where the next received bytes go.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+from criu_relay.errors import ProtocolError
+from criu_relay.wire.framing import LENGTH, checked_length
+
+
+class PayloadSink(Protocol):
+    """Where the payload of one frame goes."""
+
+    def room(self, remaining: int) -> memoryview | None:
+        """Where the next payload bytes go.
+
+        May be asked for again before anything is filled; the latest answer counts.
+
+        @param remaining: payload bytes that are still to come; a longer view is not used beyond them.
+        @return: writable memory; None or nothing: no room now, and the reader stops until it is called again.
+        """
+
+    def filled(self, count: int) -> None:
+        """The first C{count} bytes of the room asked for last are there."""
+
+    def done(self) -> None:
+        """The payload is all there. Called once; not when the connection breaks first."""
+
+
+class PayloadReader(abc.ABC):
+    """Takes a stream of headers with payloads apart. Not re-entrant, but for C{feed(b"")}, which then does nothing.
+
+    One buffer for headers is allocated at the start; nothing is allocated for what is only announced. After it has
+    raised once, every call raises the same again.
+
+    @param limit: the largest header, bytes.
+    """
+
+    def __init__(self, what: str, limit: int) -> None:
+        self._what = what
+        self._limit = limit
+        self._scratch = memoryview(bytearray(LENGTH.size + limit))
+        self._start = self._end = 0  # of what is in scratch and not handled
+        self._sink: PayloadSink | None = None
+        self._remaining = 0  # payload bytes to come, or in scratch
+        self._offered = 0  # bytes of the sink's room that buffers() gave out
+        self._kept = bytearray()  # fed, but there was no place for it
+        self._busy = False
+        self._error: Exception | None = None
+
+    @abc.abstractmethod
+    def _header(self, body: bytes) -> tuple[int, PayloadSink | None]:
+        """A header is complete.
+
+        @return: its payload's length, and where that goes; None: it is dropped.
+        """
+
+    @property
+    def at_boundary(self) -> bool:
+        """Nothing is half received: neither a header nor a payload."""
+        return not (self._remaining or self._end > self._start or self._kept)
+
+    def buffers(self) -> list[memoryview]:
+        """Where the next received bytes go, in order; made for recvmsg_into.
+
+        @return: empty: the sink has no room; stop reading until it has, then call again.
+        """
+        if self._kept:
+            self.feed(b"")
+            if self._kept:
+                return []
+        with self._guard():
+            return self._buffers()
+
+    def received(self, count: int) -> None:
+        """C{count} bytes were put into what L{buffers} gave last.
+
+        @raise ProtocolError: the peer is wrong.
+        """
+        with self._guard():
+            self._received(count)
+
+    def feed(self, data: bytes) -> None:
+        """Take received bytes, for callers that have them already.
+
+        What a sink has no room for is kept: stop reading when L{stalled}, and go on with C{feed(b"")}.
+
+        @raise ProtocolError: the peer is wrong.
+        """
+        if self._busy and not data:
+            return
+        with self._guard():
+            if self._kept:
+                self._kept += data
+                data, self._kept = bytes(self._kept), bytearray()
+            left = memoryview(data)
+            while True:
+                buffers = self._buffers()
+                if not left or not buffers:
+                    break
+                count = 0
+                for buffer in buffers:
+                    part = left[count : count + len(buffer)]
+                    buffer[: len(part)] = part
+                    count += len(part)
+                self._received(count)
+                left = left[count:]
+            self._kept += left
+
+    @property
+    def stalled(self) -> bool:
+        """Bytes wait for room in a sink."""
+        return bool(self._kept) or (self._remaining > 0 and self._end > self._start)
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Raise what was raised before, remember what is raised now, and refuse to be entered twice."""
+        if self._error is not None:
+            raise self._error
+        if self._busy:
+            raise RuntimeError("the reader is already reading")
+        self._busy = True
+        try:
+            yield
+        except Exception as error:
+            self._error = error
+            raise
+        finally:
+            self._busy = False
+
+    def _buffers(self) -> list[memoryview]:
+        self._offered = 0
+        self._handle()
+        if self._remaining and self._end > self._start:
+            return []
+        if self._start:
+            self._scratch[: self._end - self._start] = self._scratch[self._start : self._end]
+            self._end -= self._start
+            self._start = 0
+        scratch = self._scratch[self._end :]
+        if not self._remaining or self._sink is None:
+            return [scratch]
+        room = self._room(self._sink)
+        if room is None:
+            return []
+        self._offered = len(room)
+        return [room, scratch] if self._offered == self._remaining else [room]
+
+    def _room(self, sink: PayloadSink) -> memoryview | None:
+        room = sink.room(self._remaining)
+        return room[: self._remaining] if room else None
+
+    def _received(self, count: int) -> None:
+        filled = min(count, self._offered)
+        if self._end + count - filled > len(self._scratch):
+            raise ValueError(f"{count} bytes are more than the buffers hold")
+        self._offered = 0
+        self._end += count - filled
+        if filled:
+            self._filled(filled)
+        self._handle()
+
+    def _filled(self, count: int) -> None:
+        """Payload bytes are where they belong."""
+        self._remaining -= count
+        sink = self._sink
+        if sink is not None:
+            sink.filled(count)
+            if not self._remaining:
+                self._sink = None
+                sink.done()
+
+    def _handle(self) -> None:
+        """Handle what is in scratch, as far as it goes."""
+        while self._end > self._start:
+            if self._remaining:
+                if not self._move_payload():
+                    return
+            elif not self._take_header():
+                return
+
+    def _move_payload(self) -> bool:
+        """Move payload from scratch to its sink; False: it has no room."""
+        count = min(self._remaining, self._end - self._start)
+        if self._sink is not None:
+            room = self._room(self._sink)
+            if room is None:
+                return False
+            count = min(count, len(room))
+            room[:count] = self._scratch[self._start : self._start + count]
+        self._start += count
+        self._filled(count)
+        return True
+
+    def _take_header(self) -> bool:
+        """Take one header out of scratch; False: it is not all there."""
+        available = self._end - self._start - LENGTH.size
+        if available < 0:
+            return False
+        (length,) = LENGTH.unpack_from(self._scratch, self._start)
+        checked_length(length, self._limit, self._what)
+        if not length:
+            raise ProtocolError(f"{self._what}: its length is 0")
+        if available < length:
+            return False
+        start = self._start + LENGTH.size
+        self._start = start + length
+        self._remaining, self._sink = self._header(bytes(self._scratch[start : self._start]))
+        if not self._remaining and self._sink is not None:
+            sink, self._sink = self._sink, None
+            sink.done()
+        return True

@@ -1,0 +1,13 @@
+"""What pyproject.toml cannot say: how Twisted finds our plugin, from a wheel and from an editable install."""
+
+from setuptools import find_packages, setup
+
+setup(
+    # One root for everything, so that an editable install is a line in a .pth file: Twisted looks for
+    # plugins in the directories of sys.path, and would not see them behind an import hook.
+    package_dir={"": "."},
+    packages=find_packages(include=["criu_relay", "criu_relay.*"]),
+    # The module alone, not the package: `twisted.plugins` is Twisted's.
+    py_modules=["twisted.plugins.criu_relay_plugin"],
+    package_data={"criu_relay": ["py.typed", "wire/*.pyi"]},
+)

@@ -1,0 +1,185 @@
+"""What people read: tables within 80 columns, whatever is in them."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from criu_relay.admin import show
+from criu_relay.admin.client import Refused
+from criu_relay.admin.text import note, plain, shortened, size, span, table
+from criu_relay.admin.watch import Watch
+
+
+@pytest.mark.parametrize(("count", "text"), [
+    (0, "0"), (999, "999"), (1000, "1.0K"), (1024, "1.0K"), (1536, "1.5K"), (102296, "99.9K"), (102400, "100K"),
+    (1023 * 1024, "1.0M"), (300 << 20, "300M"), (5 << 30, "5.0G"), (5 << 40, "5120G"),
+])  # fmt: skip
+def test_size(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (0, "0.0 s"), (0.25, "0.2 s"), (9.94, "9.9 s"), (42.9, "42 s"), (60, "1 min"), (3599, "59 min"),
+    (3600, "1 h 0 min"), (4000, "1 h 6 min"), (86400, "1 d 0 h"), (200000, "2 d 7 h"),
+])  # fmt: skip
+def test_span(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_nothing_a_terminal_obeys() -> None:
+    assert plain("a\x1b[2J\r\n\x9b\u202eb") == "a?[2J????b"
+
+
+def test_shortened() -> None:
+    assert shortened("0123456789", 10) == "0123456789"
+    assert shortened("0123456789a", 10) == "0123..789a"
+
+
+def test_table_is_aligned_and_fits() -> None:
+    lines = table(["NAME", "BYTES:"], [["x" * 200, "1"], ["y", "22"]])
+    assert [len(line) for line in lines] == [80, 80, 80]
+    assert lines[0].endswith("BYTES") and lines[1].endswith("     1") and lines[2].startswith("y ")
+
+
+def test_every_column_gives_way() -> None:
+    lines = table(["A", "B", "C:"], [["x" * 50, "y" * 60, "123"]])
+    assert max(map(len, lines)) == 80
+    assert lines[1].endswith("  123") and ".." in lines[1]
+
+
+def test_note_of_nothing() -> None:
+    assert note("-> ", "") == []
+
+
+def test_note_wraps() -> None:
+    lines = note("-> ", "word " * 40)
+    assert len(lines) > 1 and all(len(line) <= 80 and line.startswith("    ") for line in lines)
+
+
+def busy(make: Any) -> dict[str, Any]:
+    """A status with everything in it."""
+    hint = "criu-relay commit db --force, when the source is lost for good"
+    answer: dict[str, Any] = make["status"](
+        "cache",
+        attachments=[{"directory": "/srv/" + "d" * 90, "namespace": "web", "dialect": "stream", "copy": True,
+                      "device": 1, "inode": 2, "socket": "/s"}],
+        namespaces=[
+            make["namespace"]("w" * 255, "open", decided_s=None, bytes=3 << 30, expected=4 << 30, images=12345),
+            make["namespace"]("db", "held", reason="the proxy alpha is away\x07", hint=hint, copy=True),
+        ],
+        waiting=[{"namespace": "web", "image": "inventory.img", "pid": 77, "seconds": 12.5}],
+    )  # fmt: skip
+    answer["link"] = {
+        "state": "listening",
+        "endpoint": "tcp:9876",
+        "peers": [{"name": "alpha", "instance": "00", "address": "192.0.2.7:40000", "since_s": 70, "bytes": 3 << 30,
+                   "io": "recvmsg_into"}],
+        "error": "",
+    }  # fmt: skip
+    return answer
+
+
+def test_status(make: Any) -> None:
+    lines = show.status(busy(make))
+    text = "\n".join(lines)
+    assert all(len(line) <= 80 and line.isprintable() for line in lines), text
+    assert "link listening tcp:9876" in lines
+    assert "alpha  192.0.2.7:40000  1 min   3.0G  recvmsg_into" in lines
+    assert "memory 3.0M of 256M, 1.0M recycled" in lines
+    row = lines.index(next(line for line in lines if line.startswith("db")))
+    assert lines[row].split() == ["db", "held", "copy", "1.0M", "2", "512K/s", "4.0", "s"]
+    assert lines[row - 1].startswith("ww"), "a row without a reason has no remark"
+    assert lines[row + 1] == "    the proxy alpha is away?"
+    assert lines[row + 2] == "    -> criu-relay commit db --force, when the source is lost for good"
+    assert "web        inventory.img   77   12 s" in lines
+
+
+def test_status_of_nothing(make: Any) -> None:
+    lines = show.status(make["status"]())
+    assert lines[-1] == "nothing is attached: criu-relay attach DIR makes a directory that CRIU can use"
+
+
+def test_status_of_a_broken_link(make: Any) -> None:
+    answer = make["status"]()
+    answer["link"] |= {"state": "connecting", "error": "connection refused"}
+    assert show.status(answer)[1:3] == ["link connecting tcp:192.0.2.1:9876", "    connection refused"]
+
+
+def test_rate(make: Any) -> None:
+    assert show.rate(make["namespace"](bytes=100, age_s=10.0, decided_s=None)) == 10
+    assert show.rate(make["namespace"](bytes=100, age_s=10.0, decided_s=5.0)) == 20
+    assert show.rate(make["namespace"](bytes=100, age_s=0.0, decided_s=None)) == 0
+
+
+def test_progress(make: Any) -> None:
+    moving = make["namespace"](state="open", bytes=1 << 20, expected=11 << 20)
+    assert show.progress(moving, 2 << 20) == "web open 1.0M of 11.0M 2.0M/s ETA 5.0 s"
+    assert show.progress(moving | {"expected": None}, 0) == "web open 1.0M 0/s"
+    assert show.progress(moving | {"bytes": 12 << 20}, 1) == "web open 12.0M of 11.0M 1/s ETA 0.0 s"
+    assert show.progress(make["namespace"](state="aborted", reason="no room"), 9) == "web aborted 1.0M (no room)"
+
+
+def test_images_of_nothing() -> None:
+    assert show.images([]) == ["no namespaces"]
+
+
+class Answers:
+    """Stands in for a client: the answers of one look after the other."""
+
+    def __init__(self, *statuses: Any, details: Any = None) -> None:
+        self.statuses = list(statuses)
+        self.details = details
+
+    def call(self, method: str, path: str) -> Any:
+        if path == "/v1/status":
+            return self.statuses.pop(0)
+        if self.details is None:
+            raise Refused(404, "gone")
+        return self.details
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_watch_says_what_changes(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 11.0, 12.0])
+    monkeypatch.setattr("criu_relay.admin.watch.time.monotonic", lambda: next(times))
+    looks = [
+        make["status"](namespaces=[make["namespace"](state="open", bytes=count << 20, expected=10 << 20)])
+        for count in (2, 4)
+    ]
+    looks.append(make["status"](namespaces=[make["namespace"]()]))
+    out = io.StringIO()
+    watch = Watch(Answers(*looks), False, out)  # type: ignore[arg-type]
+    for _ in range(3):
+        watch.look()
+    assert out.getvalue().splitlines() == [
+        "web open 2.0M of 10.0M 0/s",
+        "web open 4.0M of 10.0M 2.0M/s ETA 3.0 s",
+        "web committed 1.0M",
+    ]
+
+
+def test_watch_is_silent_when_nothing_changes(make: Any) -> None:
+    out = io.StringIO()
+    watch = Watch(Answers(*(make["status"](namespaces=[make["namespace"]()]) for _ in range(2))), False, out)  # type: ignore[arg-type]
+    watch.look()
+    said = out.getvalue()
+    watch.look()
+    assert out.getvalue() == said == "web committed 1.0M\n"
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_watch_in_a_terminal(make: Any, gone: bool) -> None:
+    images = [{"name": f"i{n}.img", "size": 1024, "complete": n != 9, "digest": None} for n in range(10)]
+    details = None if gone else {"snapshots": [{"index": 1, "label": "", "images": images}]}
+    out = Terminal()
+    Watch(Answers(make["status"](namespaces=[make["namespace"](state="open")]), details=details), False, out).look()  # type: ignore[arg-type]
+    assert out.getvalue().startswith("\x1b[H\x1b[J")
+    assert ("    1/i9.img 1.0K ...\n" in out.getvalue()) is not gone
+    assert "1/i1.img" not in out.getvalue()

@@ -1,0 +1,400 @@
+"""Permission, record and the fact: with an outlet, clients and processes that the test moves by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.task import Clock
+from zope.interface import implementer
+
+from criu_relay.commit.dumps import Dumps, NamespaceDump
+from criu_relay.commit.records import Record, Records, instance_id
+from criu_relay.commit.states import State
+from criu_relay.commit.surroundings import Surroundings
+from criu_relay.commit.tasks import Task, Verdict, boot_id, start_time
+from criu_relay.errors import Aborted, Conflict, LinkLost, NotFound
+from criu_relay.interfaces import CommitRequest, Counters, IDumpClient, IImageSink, Mode, Peer
+
+
+class FakeReactor:
+    """Records who reads; `end` is what epoll does when a pidfd is readable."""
+
+    def __init__(self) -> None:
+        self.readers: list[Any] = []
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        if reader in self.readers:
+            self.readers.remove(reader)
+
+    def end(self, pidfd: int) -> None:
+        for reader in [reader for reader in self.readers if reader.fileno() == pidfd]:
+            reader.doRead()
+
+
+@implementer(IImageSink)
+class FakeSink:
+    def registerProducer(self, producer: Any, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+    def reserve(self, size: int) -> None: ...
+    def written(self, count: int) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
+    def fail(self, reason: str) -> None: ...
+
+
+class FakeOutgoing:
+    def __init__(self, lost: Any = None) -> None:
+        self.lost = lost
+        self.sealed: Deferred[int] | None = None
+        self.decisions: list[tuple[bool, str]] = []
+        self.decided: Deferred[str] = Deferred()
+
+    def snapshot(self, index: int, label: str) -> None: ...
+
+    def open_image(self, snapshot: int, name: str, mode: Mode) -> FakeSink:
+        return FakeSink()
+
+    def seal(self, source: dict[str, Any]) -> Deferred[int]:
+        self.sealed = Deferred()
+        return self.sealed
+
+    def decide(self, commit: bool, reason: str = "") -> Deferred[str]:
+        self.decisions.append((commit, reason))
+        return self.decided
+
+
+class FakeOutlet:
+    def __init__(self) -> None:
+        self.made: list[FakeOutgoing] = []
+
+    def begin(self, migration: bytes, namespace: str, copy: bool, lost: Any) -> FakeOutgoing:
+        self.made.append(FakeOutgoing(lost))
+        return self.made[-1]
+
+    def recovered(self, migration: bytes) -> FakeOutgoing:
+        self.made.append(FakeOutgoing())
+        return self.made[-1]
+
+
+@implementer(IDumpClient)
+class FakeClient:
+    whole_dump = True
+
+    def __init__(self, pid: int = 0) -> None:
+        self.peer = Peer(pid, 0, 0) if pid else None
+        self.busy: str | None = None
+        self.dropped: list[str] = []
+
+    def unsettled(self) -> str | None:
+        return self.busy
+
+    def drop(self, reason: str) -> None:
+        self.dropped.append(reason)
+
+
+class Bench:
+    """A namespace with everything around it."""
+
+    def __init__(self, state: Path) -> None:
+        self.reactor = FakeReactor()
+        self.clock = Clock()
+        self.outlet = FakeOutlet()
+        self.records = Records(state)
+        surroundings: Any = Surroundings(
+            self.reactor,
+            self.clock,
+            self.outlet,
+            self.records,
+            Counters(),
+            execute,
+            "tcp:nowhere",
+            60.0,  # type: ignore[arg-type]
+        )
+        self.dumps = Dumps(surroundings)
+        self.dump: NamespaceDump = self.dumps.namespace("web")
+        self.client = FakeClient()
+
+    @property
+    def out(self) -> FakeOutgoing:
+        return self.outlet.made[-1]
+
+    @property
+    def state(self) -> State:
+        assert self.dump.newest is not None
+        return self.dump.newest.state
+
+    def written(self, *names: str) -> None:
+        self.dump.client_connected(self.client)
+        for name in names:
+            self.dump.open_image(self.client, "", name, Mode.REPLACE).end()
+
+    def permit(self, **request: Any) -> list[Any]:
+        assert self.dump.newest is not None
+        results: list[Any] = []
+        Deferred.fromCoroutine(self.dump.newest.permit(CommitRequest(**request))).addBoth(results.append)
+        self.clock.advance(0)
+        return results
+
+    def hold(self) -> None:
+        assert self.out.sealed is not None
+        self.out.sealed.callback(10)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two that run until they are killed: the task, and criu."""
+    both = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(2)]
+    yield both
+    for process in both:
+        process.kill()
+        process.communicate()
+
+
+def permitted(bench: Bench, processes: list[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """A dump up to its permission; the pidfds of task and criu."""
+    bench.written("pages-1.img", "inventory.img")
+    results = bench.permit(root=processes[0].pid, criu=processes[1].pid)
+    assert results == []
+    bench.hold()
+    assert results == [None]
+    assert bench.state is State.PERMITTED
+    assert bench.out.decisions == []
+    return tuple(reader.fileno() for reader in bench.reactor.readers)  # type: ignore[return-value]
+
+
+def test_the_record_is_there_when_the_permission_is_given(bench: Bench, processes: Any) -> None:
+    permitted(bench, processes)
+    [record] = bench.records.load()
+    assert (record.root, record.root_started) == (processes[0].pid, start_time(processes[0].pid))
+    assert (record.criu, record.namespace, record.boot) == (processes[1].pid, "web", boot_id())
+
+
+def test_the_task_is_gone(bench: Bench, processes: Any) -> None:
+    task, _ = permitted(bench, processes)
+    bench.reactor.end(task)
+    assert (bench.state, bench.out.decisions) == (State.COMMITTING, [(True, "")])
+    assert len(bench.records.load()) == 1
+    bench.out.decided.callback("committed")
+    assert bench.state is State.COMMITTED
+    assert bench.records.load() == []
+    assert bench.reactor.readers == []
+
+
+def test_criu_ended_and_the_task_lives_on(bench: Bench, processes: Any) -> None:
+    _, criu = permitted(bench, processes)
+    processes[1].kill()
+    bench.reactor.end(criu)
+    assert bench.state is State.PERMITTED, "the task is looked at once more"
+    bench.clock.advance(1)
+    assert bench.state is State.ABORTED
+    assert bench.out.decisions == [(False, "criu ended and its task lives on")]
+    assert bench.records.load() == []
+
+
+def test_criu_ended_and_the_task_is_dying(bench: Bench, processes: Any) -> None:
+    task, criu = permitted(bench, processes)
+    processes[0].kill()
+    os.waitid(os.P_PID, processes[0].pid, os.WEXITED | os.WNOWAIT)
+    bench.reactor.end(criu)
+    bench.clock.advance(1)
+    assert bench.state is State.PERMITTED
+    bench.reactor.end(task)
+    assert bench.out.decisions == [(True, "")]
+
+
+def test_the_cache_has_lost_it(bench: Bench, processes: Any) -> None:
+    task, _ = permitted(bench, processes)
+    bench.reactor.end(task)
+    bench.out.decided.callback("unknown")
+    assert bench.state is State.LOST
+    assert bench.dump.newest is not None
+    assert "web" in bench.dump.newest.reason
+
+
+def test_criu_ends_before_the_permission(bench: Bench, processes: Any) -> None:
+    bench.written("inventory.img")
+    results = bench.permit(root=processes[0].pid, criu=processes[1].pid)
+    [criu] = bench.reactor.readers
+    criu.doRead()
+    assert bench.state is State.ABORTED
+    assert results[0].check(Aborted)
+    assert bench.client.dropped
+    assert bench.records.load() == []
+
+
+def test_who_asked_leaves(bench: Bench, processes: Any) -> None:
+    bench.written("inventory.img")
+    assert bench.dump.newest is not None
+    asked = Deferred.fromCoroutine(bench.dump.newest.permit(CommitRequest(processes[0].pid, processes[1].pid)))
+    asked.addErrback(lambda _: None)
+    asked.cancel()
+    assert bench.state is State.ABORTED
+
+
+def test_no_such_task(bench: Bench) -> None:
+    bench.written("inventory.img")
+    [failure] = bench.permit(root=2**22, criu=1)
+    assert failure.check(NotFound)
+    assert bench.state is State.ABORTED
+
+
+def test_a_record_that_cannot_be_written_is_no_permission(bench: Bench, processes: Any, tmp_path: Path) -> None:
+    (tmp_path / "permitted").write_text("in the way")
+    bench.written("inventory.img")
+    results = bench.permit(root=processes[0].pid, criu=processes[1].pid)
+    bench.hold()
+    assert results[0].check(Aborted)
+    assert bench.state is State.ABORTED
+
+
+def test_sealing_waits_for_what_is_on_its_way(bench: Bench) -> None:
+    bench.client.busy = "half a message"
+    bench.written("inventory.img")
+    bench.permit(copy=True)
+    assert (bench.state, bench.out.sealed) == (State.SEALING, None)
+    bench.client.busy = None
+    bench.clock.advance(1)
+    assert bench.out.sealed is not None
+
+
+def test_a_copy_commits_with_the_permission(bench: Bench) -> None:
+    bench.written("inventory.img")
+    results = bench.permit(copy=True)
+    bench.hold()
+    assert (bench.state, results) == (State.COMMITTING, [])
+    bench.out.decided.callback("committed")
+    assert (bench.state, results) == (State.COMMITTED, [None])
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_person_must_know_better(bench: Bench, force: bool) -> None:
+    bench.written("inventory.img")
+    results = bench.permit(force=force)
+    bench.hold()
+    if force:
+        assert bench.state is State.COMMITTING
+    else:
+        assert bench.state is State.HELD
+        assert results[0].check(Conflict)
+        assert "--force" in results[0].value.hint
+
+
+def test_without_an_inventory_nothing_is_sealed(bench: Bench) -> None:
+    bench.written("pages-1.img")
+    bench.dump.finished(bench.client)
+    assert bench.state is State.ABORTED
+    assert "inventory.img" in bench.out.decisions[0][1]
+
+
+def test_without_a_script_and_a_known_task_it_stays_held(bench: Bench) -> None:
+    bench.written("inventory.img")
+    bench.dump.finished(bench.client)
+    bench.hold()
+    assert bench.state is State.HELD
+    assert bench.dump.newest is not None
+    assert "discard web" in bench.dump.newest.hint
+
+
+def test_a_lost_link_aborts_what_is_not_held(bench: Bench) -> None:
+    bench.written("pages-1.img")
+    bench.out.lost(LinkLost("gone"))
+    assert bench.state is State.ABORTED
+    with pytest.raises(Aborted):
+        bench.dump.open_image(bench.client, "", "inventory.img", Mode.REPLACE)
+
+
+def test_nobody_comes_back(bench: Bench) -> None:
+    bench.written("pages-1.img")
+    bench.dump.client_gone(bench.client)
+    bench.clock.advance(61)
+    assert bench.state is State.ABORTED
+
+
+def test_an_import_that_was_given_up_does_not_go_on_as_another(bench: Bench) -> None:
+    bench.dump.put_image(None, "a.img").end()
+    first = bench.dump.newest
+    assert first is not None
+    first.abort("no more")
+    with pytest.raises(Aborted):
+        bench.dump.put_image(None, "b.img", first.id.hex())
+    assert bench.dump.newest is first
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_after_a_restart(bench: Bench, processes: Any, alive: bool) -> None:
+    task = processes[0].pid
+    started = start_time(task) if alive else 1
+    bench.records.write(Record("ab" * 16, "web", task, started, 2**22, 1, boot_id(), "tcp:nowhere"))
+    bench.dumps.recover()
+    bench.clock.advance(0)
+    bench.clock.advance(1)
+    assert bench.state is (State.ABORTED if alive else State.COMMITTING)
+
+
+def test_after_a_reboot_every_task_is_gone(bench: Bench) -> None:
+    bench.records.write(Record("ab" * 16, "web", os.getpid(), start_time(os.getpid()), 1, 1, "other", "tcp:nowhere"))
+    bench.dumps.recover()
+    bench.clock.advance(0)
+    assert bench.out.decisions == [(True, "")]
+
+
+def test_a_pid_that_is_used_again_is_another_process() -> None:
+    assert Task.open(os.getpid(), 1).dying()
+    mine = Task.open(os.getpid(), start_time(os.getpid()))
+    assert not mine.dying()
+    mine.close()
+
+
+def test_a_verdict_that_was_stopped_says_nothing(processes: Any) -> None:
+    reactor, clock = FakeReactor(), Clock()
+    said: list[str] = []
+    verdict = Verdict(
+        reactor,  # type: ignore[arg-type]
+        clock,
+        Task.open(processes[0].pid),
+        None,
+        lambda: said.append("gone"),
+        lambda: said.append("lives"),
+    )
+    verdict.stop()
+    clock.advance(1)
+    assert (said, reactor.readers) == ([], [])
+
+
+def test_records(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    assert records.load() == []
+    record = Record("cd" * 16, "web", 1, 2, 3, 4, "boot", "tcp:nowhere")
+    records.write(record)
+    path = tmp_path / "permitted" / ("cd" * 16 + ".json")
+    assert json.loads(path.read_text())["namespace"] == "web"
+    assert path.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "permitted" / "bad.json").write_text("{")
+    assert records.load() == [record]
+    records.remove(record.migration)
+    records.remove(record.migration)
+    assert records.load() == []
+
+
+def test_the_instance_stays_the_same(tmp_path: Path) -> None:
+    first = instance_id(tmp_path / "state")
+    assert len(first) == 16
+    assert instance_id(tmp_path / "state") == first
+    (tmp_path / "state" / "instance").write_text("rubbish")
+    assert instance_id(tmp_path / "state") != first

@@ -1,0 +1,81 @@
+"""Fixtures and markers of the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.criu import Criu, missing
+from tests.support.daemons import Relay
+from tests.support.victims import Victim
+
+FAILED = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make our markers known."""
+    config.addinivalue_line("markers", "needs_criu: runs the real criu; skipped where that cannot be, unless CI=true")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs criu where criu cannot run; in CI, fail."""
+    if item.get_closest_marker("needs_criu") is None or not (reason := missing()):
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI must run this: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember for the fixtures whether their test failed."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture
+def relay(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Relay]:
+    """Daemons to start; what they said is shown when the test fails."""
+    made = Relay(tmp_path)
+    try:
+        yield made
+    finally:
+        if request.node.stash.get(FAILED, False):
+            print(made.report())
+        made.close()
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Callable[..., Victim]]:
+    """Starts victims: `victim(program, *arguments)`, each in a directory of its own."""
+    made: list[Victim] = []
+
+    def start(program: str, *arguments: int, **options: tuple[str, ...]) -> Victim:
+        made.append(Victim(tmp_path / f"victim-{len(made)}", program, *arguments, **options))
+        return made[-1]
+
+    try:
+        yield start
+    finally:
+        for one in made:
+            one.close()
+
+
+@pytest.fixture
+def criu(tmp_path: Path, relay: Relay, victim: object, request: pytest.FixtureRequest) -> Iterator[Criu]:
+    """The real criu, in the environment of the daemons; its logs are shown when the test fails.
+
+    It asks for `victim` so that it ends first: a task that a criu still traces can be killed, but not reaped.
+    """
+    made = Criu(tmp_path, relay.environment)
+    try:
+        yield made
+    finally:
+        if request.node.stash.get(FAILED, False):
+            print(made.report())
+        made.close()

@@ -1,0 +1,289 @@
+"""What CRIU writes, read to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IPushProducer, IReadDescriptor
+from twisted.python.failure import Failure
+
+from criu_relay.errors import RelayError
+from criu_relay.flow.source import BYTES_PER_TURN, LARGE_PIPE, DescriptorSource, readable_bytes
+from tests.flow.support import MIB, FakeReactor, Sink, no_descriptor_left
+
+
+class Pipe:
+    """A pipe with a source at its read end."""
+
+    def __init__(self, sink: Sink, kind: str = "pipe") -> None:
+        if kind == "pipe":
+            self.reading, self.writing = os.pipe()
+        else:
+            ours, theirs = socket.socketpair()
+            self.reading, self.writing = ours.detach(), theirs.detach()
+        self.reactor = FakeReactor()
+        self.sink = sink
+        self.finished = 0
+        self.source = DescriptorSource(self.reactor, self.reading, sink, self._finish)
+        os.set_blocking(self.writing, False)
+
+    def _finish(self) -> None:
+        self.finished += 1
+
+    def close_writer(self) -> None:
+        if self.writing >= 0:
+            os.close(self.writing)
+            self.writing = -1
+
+    def close(self) -> None:
+        self.close_writer()
+        self.source.abort("the test is over")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    with no_descriptor_left():
+        yield
+
+
+@pytest.fixture(params=["pipe", "socket"])
+def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
+    made = Pipe(Sink(), request.param)
+    yield made
+    made.close()
+
+
+def test_interfaces() -> None:
+    assert IPushProducer.implementedBy(DescriptorSource)
+    assert IReadDescriptor.implementedBy(DescriptorSource)
+
+
+def test_data_and_end_by_an_empty_read(pipe: Pipe) -> None:
+    pipe.source.start()
+    assert pipe.sink.producer is pipe.source
+    assert pipe.source.fileno() == pipe.reading
+    assert pipe.reactor.readers == [pipe.source]
+    os.write(pipe.writing, b"abc")
+    pipe.source.doRead()
+    os.write(pipe.writing, b"def")
+    pipe.source.doRead()
+    assert pipe.sink.data == b"abcdef"
+    assert pipe.sink.calls == []
+    pipe.close_writer()
+    pipe.source.doRead()
+    assert pipe.sink.calls == ["unregister", "end"]
+    assert pipe.finished == 1
+    assert pipe.reactor.readers == []
+    assert not pipe.source.active
+    assert pipe.source.fileno() == -1
+
+
+def test_nothing_at_all(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.close_writer()
+    pipe.source.doRead()
+    assert pipe.sink.calls == ["unregister", "end"]
+    assert pipe.sink.data == b""
+
+
+def test_end_by_hang_up(pipe: Pipe) -> None:
+    """epoll reports a pipe whose writer is gone, and which is empty, by a hang-up alone."""
+    pipe.source.start()
+    os.write(pipe.writing, b"abc")
+    pipe.source.doRead()
+    pipe.close_writer()
+    pipe.reactor.removeReader(pipe.source)
+    pipe.source.connectionLost(Failure(ConnectionDone()))
+    assert pipe.sink.calls == ["unregister", "end"]
+    assert pipe.finished == 1
+    pipe.source.connectionLost(Failure(ConnectionDone()))
+    assert pipe.finished == 1
+
+
+def test_a_hang_up_with_data_left_loses_nothing(pipe: Pipe) -> None:
+    pipe.source.start()
+    os.write(pipe.writing, b"abc")
+    pipe.close_writer()
+    pipe.reactor.removeReader(pipe.source)
+    pipe.source.connectionLost(Failure(ConnectionDone()))
+    assert pipe.sink.data == b"abc"
+    assert pipe.sink.calls == []
+    assert pipe.reactor.readers == [pipe.source]
+    pipe.source.doRead()
+    assert pipe.sink.calls == ["unregister", "end"]
+
+
+def test_a_hang_up_while_there_is_no_room(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.sink.space = 0
+    pipe.close_writer()
+    pipe.reactor.removeReader(pipe.source)
+    pipe.source.connectionLost(Failure(ConnectionDone()))
+    assert pipe.reactor.readers == []
+    assert pipe.sink.calls == []
+    pipe.sink.space = 1
+    pipe.source.resumeProducing()
+    assert pipe.reactor.readers == [pipe.source]
+    pipe.source.doRead()
+    assert pipe.sink.calls == ["unregister", "end"]
+
+
+def test_another_loss_fails_the_image(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.source.connectionLost(Failure(ConnectionLost("broken")))
+    assert pipe.sink.calls[0] == "unregister"
+    assert pipe.sink.calls[1].startswith("fail: ")
+    assert "broken" in pipe.sink.calls[1]
+    assert pipe.finished == 1
+
+
+def test_no_room_pauses_and_room_resumes(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.sink.space = 4
+    os.write(pipe.writing, b"abcdefgh")
+    pipe.source.doRead()
+    assert pipe.sink.data == b"abcd"
+    pipe.source.doRead()
+    assert pipe.reactor.readers == []
+    assert pipe.source.active
+    pipe.sink.space = 100
+    pipe.source.resumeProducing()
+    assert pipe.reactor.readers == [pipe.source]
+    pipe.source.doRead()
+    assert pipe.sink.data == b"abcdefgh"
+
+
+def test_paused_stops_the_writer(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.source.pauseProducing()
+    assert pipe.reactor.readers == []
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(pipe.writing, bytes(65536))
+
+
+def test_nothing_to_read_is_no_end(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.source.doRead()
+    pipe.source.doRead()
+    assert pipe.sink.calls == []
+    assert pipe.source.active
+
+
+def test_a_turn_is_bounded(pipe: Pipe) -> None:
+    pipe.source.start()
+    for _ in range(3):
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(pipe.writing, bytes(65536))
+        pipe.source.doRead()
+    assert len(pipe.sink.asked) == 3
+    assert max(pipe.sink.asked) <= BYTES_PER_TURN
+
+
+def test_a_room_larger_than_a_turn_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Sink()
+    pipe = Pipe(sink)
+    room = memoryview(bytearray(3 * MIB))
+    monkeypatch.setattr(sink, "reserve", lambda size: type("Room", (), {"view": room})())
+    counts: list[int] = []
+    monkeypatch.setattr(sink, "written", counts.append)
+    monkeypatch.setattr(os, "readv", lambda fd, buffers: sum(map(len, buffers)))
+    pipe.source.start()
+    pipe.source.doRead()
+    assert counts == [BYTES_PER_TURN]
+    pipe.close()
+
+
+def test_a_refusing_image(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.sink.error = RelayError("the window is gone")
+    os.write(pipe.writing, b"abc")
+    pipe.source.doRead()
+    assert pipe.sink.calls == ["unregister", "fail: cannot read the image: the window is gone"]
+    assert pipe.finished == 1
+    with pytest.raises(BrokenPipeError):
+        os.write(pipe.writing, b"more")
+
+
+def test_a_descriptor_that_cannot_be_read() -> None:
+    sink, reactor, done = Sink(), FakeReactor(), []
+    source = DescriptorSource(reactor, os.open("/", os.O_RDONLY), sink, lambda: done.append(1))
+    source.start()
+    source.doRead()
+    assert sink.calls[1].startswith("fail: cannot read the image")
+    assert done == [1]
+
+
+def test_abort_breaks_the_writers_pipe(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.source.abort("the link is lost")
+    assert pipe.sink.calls == ["unregister", "fail: the link is lost"]
+    assert pipe.reactor.readers == []
+    assert pipe.finished == 1
+    with pytest.raises(BrokenPipeError):
+        os.write(pipe.writing, b"more")
+    pipe.source.abort("again")
+    pipe.source.resumeProducing()
+    pipe.source.pauseProducing()
+    assert pipe.finished == 1
+    assert len(pipe.sink.calls) == 2
+
+
+def test_stop_producing_is_an_abort(pipe: Pipe) -> None:
+    pipe.source.start()
+    pipe.source.stopProducing()
+    assert pipe.sink.calls[1] == "fail: the image is not wanted any more"
+    assert pipe.source.logPrefix()
+
+
+def test_a_full_pipe_is_enlarged_once() -> None:
+    pipe = Pipe(Sink())
+    pipe.source.start()
+    size = fcntl.fcntl(pipe.reading, fcntl.F_GETPIPE_SZ)
+    os.write(pipe.writing, b"abc")
+    pipe.source.doRead()
+    assert fcntl.fcntl(pipe.reading, fcntl.F_GETPIPE_SZ) == size, "a small image is not worth it"
+    os.write(pipe.writing, bytes(size))
+    assert readable_bytes(pipe.reading) == size
+    pipe.source.doRead()
+    assert fcntl.fcntl(pipe.reading, fcntl.F_GETPIPE_SZ) == LARGE_PIPE
+    fcntl.fcntl(pipe.reading, fcntl.F_SETPIPE_SZ, size)
+    os.write(pipe.writing, bytes(size))
+    pipe.source.doRead()
+    assert fcntl.fcntl(pipe.reading, fcntl.F_GETPIPE_SZ) == size
+    pipe.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 65536, 5 * MIB + 3])
+def test_with_the_real_epoll(size: int) -> None:
+    reactor = EPollReactor()
+    own = set(reactor.getReaders())
+    sink, done = Sink(), []
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    source = DescriptorSource(reactor, reading, sink, lambda: done.append(1))
+    source.start()
+    data = memoryview(bytes(range(256)) * (size // 256 + 1))[:size]
+    sent = 0
+    while not done:
+        if writing >= 0 and sent < size:
+            with contextlib.suppress(BlockingIOError):
+                sent += os.write(writing, data[sent : sent + 100_000])
+        elif writing >= 0:
+            os.close(writing)
+            writing = -1
+        reactor.doPoll(0)
+    assert sink.data == data
+    assert sink.calls == ["unregister", "end"]
+    reactor.removeAll()
+    for reader in own:
+        reader.connectionLost(None)
+    reactor._poller.close()

@@ -1,0 +1,149 @@
+"""The installed package: what `twistd --help` lists, from a wheel, from an editable install, and after uninstall.
+
+Real virtual environments and real pip. They borrow the dependencies of the environment that runs the tests,
+over a .pth file, so that nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "criu_relay", "twisted")
+SERVICES = ["criu-relay-cache", "criu-relay-proxy"]
+TWISTD = "import sys; from twisted.scripts.twistd import run; sys.argv[0] = 'twistd'; run()"
+
+
+def run(command: list[str], cwd: Path, expected: int = 0) -> str:
+    """Standard output and error of a command that finds nothing but what is installed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+    )
+    assert done.returncode == expected, f"{command} -> {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+def services(python: Path, cwd: Path) -> list[str]:
+    """The criu-relay services that twistd lists."""
+    return re.findall(r"^ +(criu-relay-\w+)", run([str(python), "-c", TWISTD, "--help"], cwd), re.MULTILINE)
+
+
+def copy_source(folder: Path) -> Path:
+    """A copy of what a release is made of."""
+    folder.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__", "dropin.cache", "*.egg-info")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def new_environment(place: Path) -> Path:
+    """The interpreter of a fresh virtual environment with our dependencies, but without us."""
+    run([sys.executable, "-m", "venv", "--without-pip", str(place)], place.parent)
+    interpreter = place / "bin" / "python"
+    site = run([str(interpreter), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], place.parent)
+    Path(site.strip(), "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    assert services(interpreter, place.parent) == []
+    return interpreter
+
+
+def run_pip(python: Path, *arguments: str) -> str:
+    """Real pip, working on the environment of `python`."""
+    command = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", *arguments]
+    return run(command, python.parent)
+
+
+def install(python: Path, *what: str) -> None:
+    """Install without looking anywhere else."""
+    run_pip(python, "install", "--no-deps", "--no-build-isolation", "--no-index", *what)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what a release is made of."""
+    return copy_source(tmp_path / "source")
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """The interpreter of a fresh environment."""
+    return new_environment(tmp_path / "venv")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that we are installed in; the sources are gone."""
+    folder = tmp_path_factory.mktemp("installed")
+    source, python = copy_source(folder / "source"), new_environment(folder / "venv")
+    install(python, str(source))
+    shutil.rmtree(source)
+    return python
+
+
+def test_wheel(source: Path, python: Path, tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    run_pip(python, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(wheels), str(source))
+    (wheel,) = wheels.iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name for name in names if name.startswith("twisted/")} == {"twisted/plugins/criu_relay_plugin.py"}
+    assert {"criu_relay/py.typed", "criu_relay/wire/link_pb2.py", "criu_relay/wire/link_pb2.pyi"} <= names
+    assert not {name for name in names if name.startswith(("tests/", "bench/", "docs/"))}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    modules = {str(path.relative_to(source)) for path in (source / "criu_relay").rglob("*.py")}
+    assert modules == {name for name in names if name.startswith("criu_relay/") and name.endswith(".py")}
+
+    install(python, str(wheel))
+    shutil.rmtree(source)
+    assert services(python, tmp_path) == SERVICES
+    run([str(python), "-c", "import criu_relay.options"], tmp_path)
+    assert {"criu-relay", "criu-relay-action"} <= {path.name for path in python.parent.iterdir()}
+    run_pip(python, "uninstall", "-y", "criu-relay")
+    assert services(python, tmp_path) == []
+
+
+def test_editable(source: Path, python: Path, tmp_path: Path) -> None:
+    install(python, "-e", str(source))
+    assert services(python, tmp_path) == SERVICES
+    place = run([str(python), "-c", "import criu_relay; print(criu_relay.__file__)"], tmp_path).strip()
+    assert place == str(source / "criu_relay" / "__init__.py")
+    run_pip(python, "uninstall", "-y", "criu-relay")
+    assert services(python, tmp_path) == []
+
+
+def test_other_plugins_stay(source: Path, python: Path, tmp_path: Path) -> None:
+    """Twisted's own services are listed before and after: we hide nobody."""
+    before = run([str(python), "-c", TWISTD, "--help"], tmp_path)
+    install(python, "-e", str(source))
+    after = run([str(python), "-c", TWISTD, "--help"], tmp_path)
+    listed = re.findall(r"^    ( ?[a-z]\S*) ", before, re.MULTILINE)
+    assert "web" in listed
+    assert set(listed) < set(re.findall(r"^    ( ?[a-z]\S*) ", after, re.MULTILINE))
+
+
+def test_scripts_start(installed: Path, tmp_path: Path) -> None:
+    assert "usage: criu-relay" in run([str(installed.parent / "criu-relay"), "--help"], tmp_path)
+    # No stage in the environment: nothing to do.
+    run([str(installed.parent / "criu-relay-action")], tmp_path)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_options(service: str, installed: Path, tmp_path: Path) -> None:
+    shown = run([str(installed), "-c", TWISTD, service, "--help"], tmp_path)
+    assert "--stream=" in shown
+    assert "Examples:" in shown
+    wrong = run([str(installed), "-c", TWISTD, service, "--idle", "never"], tmp_path, expected=1)
+    assert wrong.splitlines()[-1].endswith("--idle never: not a time; give a number of seconds above 0, such as 30")

@@ -1,0 +1,347 @@
+"""Image memory: classes, recycling, pages that somebody still refers to, and the budget."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from criu_relay.errors import OutOfMemory
+from criu_relay.interfaces import IArena, IExtent
+from criu_relay.store import arena as module
+from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, SMALLEST, Arena, Extent, punch
+
+MIB = 1 << 20
+
+
+def resident(fd: int) -> int:
+    """Bytes of a memfd that have pages."""
+    return os.fstat(fd).st_blocks * 512
+
+
+def test_interfaces() -> None:
+    assert IArena.implementedBy(Arena)
+    assert IExtent.implementedBy(Extent)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(0, SMALLEST), (1, SMALLEST), (SMALLEST, SMALLEST), *((size + 1, size * FACTOR) for size in CLASSES[:-1]),
+     (LARGEST, LARGEST), (LARGEST + 1, LARGEST), (1 << 40, LARGEST)],
+)  # fmt: skip
+def test_the_smallest_class_that_fits(size: int, expected: int) -> None:
+    arena = Arena(2 * MIB, keep=0)
+    extent = arena.allocate(size)
+    assert extent is not None
+    assert extent.size == len(extent.view) == expected == arena.used
+    assert extent.offset % extent.size == 0
+    extent.view[:] = b"x" * expected
+    assert os.pread(extent.fd, expected, extent.offset) == b"x" * expected
+
+
+def test_a_split_leaves_the_rest_to_smaller_ones() -> None:
+    arena = Arena(MIB, keep=MIB)
+    taken = [arena.allocate(SMALLEST) for _ in range(LARGEST // SMALLEST)]
+    assert None not in taken
+    assert sorted(extent.offset for extent in taken if extent) == list(range(0, LARGEST, SMALLEST))
+    assert len({extent.fd for extent in taken if extent}) == 1
+    assert arena.allocate(1) is None
+
+
+def test_all_parts_merge_back() -> None:
+    arena = Arena(MIB, keep=MIB)
+    taken = [extent for extent in (arena.allocate(SMALLEST) for _ in range(256)) if extent]
+    for extent in taken[::2] + taken[1::2]:
+        arena.free(extent)
+    assert arena.used == 0
+    assert arena.recycled == LARGEST
+    whole = arena.allocate(LARGEST)
+    assert whole is not None
+    assert whole.offset == 0
+
+
+def test_no_merge_while_a_sibling_is_used() -> None:
+    arena = Arena(2 * MIB, keep=2 * MIB)
+    first, second = arena.allocate(SMALLEST), arena.allocate(SMALLEST)
+    assert first and second
+    arena.free(first)
+    assert arena.recycled == LARGEST - SMALLEST
+    large = arena.allocate(LARGEST)
+    assert large is not None
+    assert large.offset != 0
+
+
+def test_warm_memory_goes_before_fresh() -> None:
+    arena = Arena(4 * MIB, keep=4 * MIB)
+    extent = arena.allocate(LARGEST)
+    assert extent is not None
+    place = extent.fd, extent.offset
+    extent.view[:] = b"w" * LARGEST
+    arena.free(extent)
+    for _ in range(10):
+        again = arena.allocate(LARGEST)
+        assert again is not None
+        assert (again.fd, again.offset) == place
+        assert resident(again.fd) == LARGEST
+        arena.free(again)
+
+
+def test_warm_small_ones_go_before_a_split() -> None:
+    arena = Arena(4 * MIB, keep=4 * MIB)
+    small, large = arena.allocate(SMALLEST), arena.allocate(LARGEST)
+    assert small and large
+    arena.free(large)
+    for _ in range(LARGEST // SMALLEST - 1):
+        extent = arena.allocate(SMALLEST)
+        assert extent is not None
+        assert extent.offset < LARGEST
+    assert arena.recycled == LARGEST
+
+
+def pipe_with(extent: Extent) -> int:
+    """The read end of a pipe that holds one page of an extent, by reference."""
+    reading, writing = os.pipe()
+    assert os.sendfile(writing, extent.fd, extent.offset, SMALLEST) == SMALLEST
+    os.close(writing)
+    return reading
+
+
+@pytest.mark.parametrize("size", [SMALLEST, SMALLEST * FACTOR, LARGEST])
+def test_what_a_pipe_holds_does_not_change_when_it_is_reused(size: int) -> None:
+    arena = Arena(LARGEST, keep=LARGEST)
+    extent = arena.allocate(size)
+    assert extent is not None
+    extent.view[:] = b"a" * size
+    reading = pipe_with(extent)
+    place = extent.fd, extent.offset
+    arena.free(extent, shared=True)
+    again = list(iter(lambda: arena.allocate(size), None))
+    assert place in [(taken.fd, taken.offset) for taken in again], "it is the same memory"
+    for taken in again:
+        taken.view[:] = b"b" * size
+    assert os.read(reading, SMALLEST) == b"a" * SMALLEST
+    os.close(reading)
+
+
+def test_without_shared_the_pipe_would_see_it() -> None:
+    """The trap itself: the test above would not notice anything if sendfile copied."""
+    arena = Arena(LARGEST, keep=LARGEST)
+    extent = arena.allocate(SMALLEST)
+    assert extent is not None
+    extent.view[:] = b"a" * SMALLEST
+    reading = pipe_with(extent)
+    place = extent.offset
+    arena.free(extent)
+    again = next(taken for taken in iter(lambda: arena.allocate(SMALLEST), None) if taken.offset == place)
+    again.view[:] = b"b" * SMALLEST
+    assert os.read(reading, SMALLEST) == b"b" * SMALLEST
+    os.close(reading)
+
+
+def test_stale_memory_is_used_before_fresh() -> None:
+    arena = Arena(4 * MIB, keep=4 * MIB)
+    extent = arena.allocate(LARGEST)
+    assert extent is not None
+    place = extent.fd, extent.offset
+    arena.free(extent, shared=True)
+    assert arena.recycled == LARGEST
+    again = arena.allocate(LARGEST)
+    assert again is not None
+    assert (again.fd, again.offset) == place
+    assert bytes(again.view[:10]) == bytes(10)
+
+
+def test_warm_goes_before_stale() -> None:
+    arena = Arena(4 * MIB, keep=4 * MIB)
+    stale, warm = arena.allocate(LARGEST), arena.allocate(LARGEST)
+    assert stale and warm
+    place = warm.offset
+    arena.free(stale, shared=True)
+    arena.free(warm)
+    again = arena.allocate(LARGEST)
+    assert again is not None
+    assert again.offset == place
+
+
+def test_cold_memory_goes_before_fresh() -> None:
+    arena = Arena(4 * MIB, keep=0)
+    extent = arena.allocate(LARGEST)
+    assert extent is not None
+    place = extent.fd, extent.offset
+    extent.view[:] = b"x" * LARGEST
+    arena.free(extent)
+    assert arena.trim(LARGEST) is False
+    assert resident(place[0]) == 0
+    assert arena.recycled == 0
+    again = arena.allocate(LARGEST)
+    assert again is not None
+    assert (again.fd, again.offset) == place
+
+
+def test_the_budget_is_never_exceeded() -> None:
+    arena = Arena(LARGEST + SMALLEST, keep=0)
+    assert arena.allocate(LARGEST) is not None
+    assert arena.allocate(SMALLEST + 1) is None
+    assert arena.allocate(SMALLEST) is not None
+    assert arena.allocate(1) is None
+    assert arena.used == arena.limit
+
+
+def test_a_refusal_takes_nothing() -> None:
+    arena = Arena(SMALLEST, keep=0)
+    assert arena.allocate(LARGEST) is None
+    assert arena.used == 0
+    assert arena.allocate(SMALLEST) is not None
+
+
+def test_force_goes_to_twice_the_budget() -> None:
+    arena = Arena(LARGEST, keep=0)
+    forced = [arena.force(LARGEST), arena.force(LARGEST)]
+    assert arena.used == 2 * LARGEST
+    with pytest.raises(OutOfMemory, match=str(LARGEST)):
+        arena.force(1)
+    assert arena.used == 2 * LARGEST
+    for extent in forced:
+        arena.free(extent)
+    assert arena.used == 0
+
+
+def test_force_has_room_for_one_frame_in_the_smallest_budget() -> None:
+    arena = Arena(0, keep=0)
+    assert arena.allocate(1) is None
+    arena.free(arena.force(LARGEST))
+
+
+def test_trim_is_bounded_per_call() -> None:
+    arena = Arena(8 * MIB, keep=2 * MIB)
+    taken = [extent for extent in (arena.allocate(LARGEST) for _ in range(8)) if extent]
+    fd = taken[0].fd
+    for extent in taken:
+        extent.view[::SMALLEST] = b"x" * (LARGEST // SMALLEST)
+    for index, extent in enumerate(taken):
+        arena.free(extent, shared=bool(index % 2))
+    left = []
+    while True:
+        more = arena.trim(2 * LARGEST)
+        left.append(resident(fd) // LARGEST)
+        if not more:
+            break
+    assert left == [6, 4, 2]
+    assert arena.recycled == 2 * MIB
+    assert arena.trim(LARGEST) is False
+    assert resident(fd) == 2 * LARGEST
+
+
+def test_trim_gives_up_what_may_be_referred_to_first() -> None:
+    arena = Arena(2 * MIB, keep=MIB)
+    stale, warm = arena.allocate(LARGEST), arena.allocate(LARGEST)
+    assert stale and warm
+    place = warm.offset
+    warm.view[:1] = b"w"
+    arena.free(warm)
+    arena.free(stale, shared=True)
+    arena.trim(LARGEST)
+    again = arena.allocate(LARGEST)
+    assert again is not None
+    assert again.offset == place
+    assert again.view[0] == ord("w")
+
+
+def test_regions_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REGION", 2 * MIB)
+    arena = Arena(5 * MIB, keep=0)
+    taken = [extent for extent in (arena.allocate(LARGEST) for _ in range(5)) if extent]
+    places = {(extent.fd, extent.offset) for extent in taken}
+    assert len(places) == 5
+    assert len({fd for fd, _ in places}) == 3
+    for extent in taken:
+        arena.free(extent)
+    arena.close()
+
+
+def test_close_gives_descriptors_back() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    arena = Arena(MIB, keep=0)
+    extent = arena.allocate(1)
+    assert extent is not None
+    assert len(os.listdir("/proc/self/fd")) > before
+    arena.free(extent)
+    arena.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_region_that_cannot_be_mapped_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    def refuse(*args: object) -> None:
+        raise OSError(12, "no memory")
+
+    monkeypatch.setattr(module.mmap, "mmap", refuse)
+    with pytest.raises(OSError, match="no memory"):
+        module.Region(MIB)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_punch_says_what_is_wrong() -> None:
+    reading, writing = os.pipe()
+    with pytest.raises(OSError) as caught:
+        punch(reading, 0, SMALLEST)
+    assert caught.value.errno
+    os.close(reading)
+    os.close(writing)
+
+
+Step = tuple[str, int, bool]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("allocate"), st.integers(0, LARGEST + 1), st.booleans()),
+            st.tuples(st.just("force"), st.integers(1, LARGEST), st.booleans()),
+            st.tuples(st.just("free"), st.integers(0, 1000), st.booleans()),
+            st.tuples(st.just("trim"), st.integers(0, 3 * MIB), st.booleans()),
+        ),
+        max_size=120,
+    )
+)
+def test_any_order_of_taking_and_giving_back(steps: list[Step]) -> None:
+    """No overlap, what is used is the sum, everything merges back, and contents are nobody else's."""
+    arena = Arena(3 * MIB, keep=MIB)
+    live: dict[int, Extent] = {}
+    places: dict[tuple[int, int], int] = {}
+    for index, (what, value, shared) in enumerate(steps):
+        if what in ("allocate", "force"):
+            try:
+                extent = arena.allocate(value) if what == "allocate" else arena.force(value)
+            except OutOfMemory:
+                extent = None
+            if extent is None:
+                assert arena.used + next((c for c in CLASSES if c >= value), LARGEST) > arena.limit
+                continue
+            for page in range(extent.offset, extent.offset + extent.size, SMALLEST):
+                assert (extent.fd, page) not in places, "two extents overlap"
+                places[extent.fd, page] = index
+            extent.view[:8] = index.to_bytes(8, "big")
+            live[index] = extent
+        elif what == "free" and live:
+            key = list(live)[value % len(live)]
+            extent = live.pop(key)
+            assert bytes(extent.view[:8]) == key.to_bytes(8, "big"), "somebody else wrote into it"
+            for page in range(extent.offset, extent.offset + extent.size, SMALLEST):
+                del places[extent.fd, page]
+            arena.free(extent, shared)
+        elif what == "trim":
+            arena.trim(value)
+        assert arena.used == sum(extent.size for extent in live.values()) <= 2 * arena.limit
+    for extent in live.values():
+        arena.free(extent)
+    assert arena.used == 0
+    assert [size for size in CLASSES[:-1] if arena._free[size]] == [], "a part did not merge"
+    while arena.trim(MIB):
+        pass
+    assert arena.recycled <= arena.keep
+    arena.close()

@@ -1,0 +1,89 @@
+"""An image of the store, opened."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from criu_relay.errors import Conflict, RelayError
+from criu_relay.interfaces import IOpenedImage
+from criu_relay.store.arena import LARGEST
+from criu_relay.store.image import Image
+from criu_relay.store.opened import OpenedImage
+from tests.store.support import Bench, outcome
+
+
+def opened(bench: Bench, data: bytes) -> tuple[OpenedImage, Image]:
+    migration = bench.committed(data)
+    image = bench.generation(migration).image(1)
+    return OpenedImage(bench.reactor, image), image
+
+
+def test_interface() -> None:
+    assert IOpenedImage.implementedBy(OpenedImage)
+
+
+def test_reading() -> None:
+    bench = Bench()
+    image, _ = opened(bench, b"0123456789" * LARGEST)
+    assert image.size == 10 * LARGEST
+    assert outcome(image.read(LARGEST - 2, 5)) == [b"45678"[:0] + (b"0123456789" * LARGEST)[LARGEST - 2 : LARGEST + 3]]
+    assert len(outcome(image.read(0, 5 * LARGEST))[0]) == LARGEST
+    assert outcome(image.read(10 * LARGEST, 5)) == [b""]
+
+
+def test_close_counts_once() -> None:
+    image, source = opened(Bench(), b"abc")
+    assert source.readers == 1
+    image.close()
+    image.close()
+    assert source.readers == 0
+
+
+def test_a_server_keeps_the_memory_after_close() -> None:
+    bench = Bench()
+    image, source = opened(bench, b"abc")
+    reading, writing = os.pipe()
+    done = outcome(image.serve(writing))
+    image.close()
+    source.drop()
+    bench.settle()
+    assert bench.arena.used > 0
+    bench.reactor.writers.pop().doWrite()
+    assert done == [3]
+    assert os.read(reading, 10) == b"abc"
+    bench.settle()
+    assert bench.arena.used == 0
+    os.close(reading)
+    os.close(writing)
+
+
+def test_cancelling_a_server_gives_the_memory_back() -> None:
+    bench = Bench()
+    image, source = opened(bench, b"abc")
+    here, there = socket.socketpair()
+    serving = image.serve(here.fileno())
+    done = outcome(serving)
+    image.close()
+    source.drop()
+    serving.cancel()
+    bench.settle()
+    assert len(done) == 1
+    assert bench.arena.used == 0
+    assert bench.reactor.writers == set()
+    here.close()
+    there.close()
+
+
+def test_reading_what_was_discarded_errs() -> None:
+    bench = Bench()
+    image, source = opened(bench, b"x" * LARGEST)
+    image.close()
+    source.discard(0, LARGEST)
+    assert isinstance(outcome(image.read(0, 10))[0], Conflict)
+
+
+def test_a_descriptor_that_is_none_errs() -> None:
+    image, source = opened(Bench(), b"x")
+    assert isinstance(outcome(image.serve(-1))[0], RelayError)
+    assert source.readers == 1
