@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -65,6 +65,7 @@ class Daemon(MultiService):
         Deferred.fromCoroutine(self._start()).addErrback(failures.append)
         if failures:
             failure = failures[0]
+            self._close_sockets()
             if not isinstance(failure.value, RelayError):
                 failure.raiseException()
             hint = f": {failure.value.hint}" if failure.value.hint else ""
@@ -73,11 +74,15 @@ class Daemon(MultiService):
             raise SystemExit(FAILED)
         super().startService()
 
+    def _close_sockets(self) -> list[Any]:
+        """Remove the sockets that are files, now; the results are there when everything is closed."""
+        ports, self._ports = self._ports, []
+        return [self.attachments.stop(), *(port.stopListening() for port in ports)]
+
     async def _stop(self) -> None:
-        await self.attachments.stop()
-        for port in self._ports:
-            await stopped(port.stopListening)
-        await stopped(super().stopService)
+        for closed in [*self._close_sockets(), super().stopService()]:
+            if isinstance(closed, Awaitable):
+                await closed
 
     def stopService(self) -> Deferred[None]:
         """Close every socket, and remove those that are files."""
@@ -91,13 +96,6 @@ class Daemon(MultiService):
 def endpoint_of(settings: Settings) -> str:
     """The link, for people."""
     return settings.link or settings.criu_dev_link or f"descriptor {settings.link_fd}"
-
-
-async def stopped(stop: Callable[[], Any]) -> None:
-    """Call a method that may return a Deferred, and wait for it."""
-    result = stop()
-    if isinstance(result, Awaitable):
-        await result
 
 
 def hello(role: Any, instance: bytes) -> Hello:

@@ -64,7 +64,10 @@ class Daemon:
     @ivar role: "proxy" or "cache".
     @ivar control: path of its control socket.
     @ivar log: file with everything it said.
+    @ivar ended: the test ended it itself.
     """
+
+    ended = False
 
     def __init__(
         self,
@@ -168,6 +171,7 @@ class Daemon:
 
     def kill(self) -> None:
         """SIGKILL, and wait for its end. Its sockets stay behind, as after a crash."""
+        self.ended = True
         self.process.kill()
         self.process.wait(STOP_SECONDS)
 
@@ -176,6 +180,7 @@ class Daemon:
 
         @return: the exit status.
         """
+        self.ended = True
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
         try:
