@@ -38,9 +38,10 @@ class Cache(Daemon):
     def __init__(self, reactor: Any, settings: CacheSettings) -> None:
         super().__init__(reactor, settings)
         arena = Arena(settings.memory, keep=min(WARM, settings.memory))
-        self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.retain)
+        self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.policy)
         self.receiver = Receiver(self.store, self.counters)
         self.store.rejected = self.receiver.rejected
+        self.store.credits.granted = self.receiver.credited
         self.attachments = Attachments(reactor, cache_dialects(reactor, self._restores_of), settings.allow_uids)
         self.control = CacheControl(self)
         self.instance = instance_id(settings.state / "cache")

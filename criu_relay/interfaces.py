@@ -118,7 +118,10 @@ class IGrowing(Interface):
         """
 
     def written(count: int) -> None:
-        """The first `count` bytes of the room reserved last are filled."""
+        """The first `count` bytes of what is left of the room reserved last are filled."""
+
+    def zeros(count: int) -> None:
+        """The next `count` bytes are zeros: whole pages of 4096 bytes, from a multiple of 4096 on."""
 
 
 class IOpenedImage(Interface):
@@ -132,6 +135,12 @@ class IOpenedImage(Interface):
         @param fd: the caller's own; not closed here. It is made non-blocking.
         @return: fires with the bytes written: fewer than `size` when the reader left early (no error).
             Errs with L{RelayError} when the image cannot be read. Cancelling stops it.
+        """
+
+    def skip(offset: int, length: int) -> tuple[int, int]:
+        """The reader that L{serve} writes to does not want these bytes; see docs/protocol.md, "Skip".
+
+        @return: from, to: these are not going to be written. Both are the same when nothing is skipped.
         """
 
     def read(offset: int, length: int) -> Deferred[bytes]:
@@ -240,8 +249,11 @@ class IIntake(Interface):
     def open_image(owner: Owner, migration: bytes, image: int, snapshot: int, name: str, mode: Mode) -> None:
         """An image begins, or goes on (APPEND)."""
 
-    def writing(owner: Owner, migration: bytes, image: int, offset: int) -> IGrowing:
-        """Where the bytes from `offset` on go; `offset` must be the end of what is there."""
+    def credit(owner: Owner, migration: bytes) -> None:
+        """From now on the migration sends within the credit that it is granted, beginning with nothing."""
+
+    def writing(owner: Owner, migration: bytes, image: int, offset: int, cost: int = 0) -> IGrowing:
+        """Where the bytes from `offset`, the end of what is there, on go; `cost` is taken off the credit."""
 
     def end_image(owner: Owner, migration: bytes, image: int, size: int, digest: bytes | None) -> None:
         """The image is complete: size and digest must be what was received."""

@@ -20,6 +20,7 @@ from criu_relay import __version__, values
 from criu_relay.admin.rundir import run_directory, socket_path, state_directory
 from criu_relay.given import Given, Keys
 from criu_relay.settings import Attached, CacheSettings, ProxySettings
+from criu_relay.store.policy import Dedup, Policy
 
 __all__ = ["CacheOptions", "CacheSettings", "ProxyOptions", "ProxySettings"]
 
@@ -32,6 +33,7 @@ DEFAULT_LINK_PORT = 9876
 DEFAULT_WINDOW = "256M"
 DEFAULT_IDLE = "3600"
 DEFAULT_LINK_TIMEOUT = "30"
+DEFAULT_DEDUP = Dedup.ZERO.value
 
 REPEATABLE = ("stream", "images", "allow-uid")
 
@@ -40,6 +42,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "allow-uid": (int,),
     "idle": (int, float),
     "link-timeout": (int, float),
+    "ttl": (int, float),
     "memory": (str, int),
     "window": (str, int),
 }
@@ -245,6 +248,7 @@ class ProxyOptions(_RelayOptions):
             "bytes kept until the cache has them, such as 64M; 0 keeps none and sends no digests",
             DEFAULT_WINDOW,
         ),
+        _parameter("dedup", "off: send everything; zero or pages: leave out pages of zeros", DEFAULT_DEDUP),
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/proxy.sock, else in /run/criu-relay"
         ),
@@ -262,6 +266,7 @@ class ProxyOptions(_RelayOptions):
         window = _one(given, "window", partial(values.size_from, SMALLEST_BUFFER, or_zero=True), None)
         self._settings = ProxySettings(
             window=values.size(DEFAULT_WINDOW) if window is None else window,
+            leave_out_zeros=_one(given, "dedup", values.dedup, Dedup.ZERO) is not Dedup.OFF,
             **self._common(given),
         )
 
@@ -283,10 +288,16 @@ class CacheOptions(_RelayOptions):
     )
     optFlags: ClassVar[list[list[str | None]]] = [
         ["retain", None, "keep images after a confirmed restore, so that they can be restored again"],
+        ["release", None, "give images back while a restore reads them: it can be tried once only"],
     ]
     optParameters: ClassVar[list[list[str | None]]] = [
         _parameter("link", "endpoint to listen on", default_link),
         _parameter("memory", "bytes that images may take, such as 4G", "half of the available memory"),
+        _parameter("spill", "directory on a disk for namespaces that nobody reads, when memory is short"),
+        _parameter("ttl", "discard a committed namespace that nobody asks for after so many seconds", "never"),
+        _parameter(
+            "dedup", "off: keep everything; zero: no pages of zeros; pages: equal pages of a peer once", DEFAULT_DEDUP
+        ),
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/cache.sock, else in /run/criu-relay"
         ),
@@ -304,6 +315,19 @@ class CacheOptions(_RelayOptions):
         memory = _one(given, "memory", partial(values.size_from, SMALLEST_BUFFER), None)
         self._settings = CacheSettings(
             memory=values.available_memory() // 2 if memory is None else memory,
-            retain="retain" in given,
+            policy=self._policy(given),
             **self._common(given),
+        )
+
+    @staticmethod
+    def _policy(given: dict[str, list[Given]]) -> Policy:
+        if "retain" in given and "release" in given:
+            raise usage.UsageError("--retain and --release exclude each other; give one of them")
+        spill = given["spill"][-1] if "spill" in given else None
+        return Policy(
+            retain="retain" in given,
+            release="release" in given,
+            ttl=_one(given, "ttl", values.seconds, None),
+            spill=None if spill is None else Path(spill.read(partial(values.directory, base=spill.base))),
+            dedup=_one(given, "dedup", values.dedup, None) or Dedup.ZERO,
         )

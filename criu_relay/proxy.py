@@ -57,7 +57,8 @@ class Proxy(Daemon):
         if settings.criu_dev_link is not None:
             whole = max(settings.window, values.available_memory() // 2)
             return OldOutlet(reactor, settings.criu_dev_link, Arena(whole, keep=0), self.counters)
-        outlet = LinkOutlet(reactor, reactor, Arena(settings.window, keep=settings.window), self.counters)
+        arena = Arena(settings.window, keep=settings.window)
+        outlet = LinkOutlet(reactor, reactor, arena, self.counters, settings.leave_out_zeros)
         greeting = hello(PROXY, self.instance)
 
         def made(owned: Ownership) -> LinkConnection:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from criu_relay.store.policy import Policy
+
 
 class Attached(NamedTuple):
     """One directory that CRIU's socket is bound in.
@@ -53,9 +55,11 @@ class ProxySettings(Settings):
     """What the proxy is told.
 
     @ivar window: bytes kept until the cache has them; 0: nothing is kept.
+    @ivar leave_out_zeros: pages of zeros are not sent.
     """
 
     window: int
+    leave_out_zeros: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,8 @@ class CacheSettings(Settings):
     """What the cache is told.
 
     @ivar memory: bytes that images may take.
-    @ivar retain: keep images after a confirmed restore.
+    @ivar policy: what is done with it when there is a choice.
     """
 
     memory: int
-    retain: bool
+    policy: Policy

@@ -117,7 +117,7 @@ class LinkConnection(TwistedProtocol):
     """See the module. A thin shell: frames are the codec's, their meaning is the end's.
 
     @ivar peer: who is there, once up.
-    @ivar payload_bytes: payload taken since the hello.
+    @ivar image_bytes: bytes of images taken since the hello, zeros and all.
     """
 
     log = Logger()
@@ -151,7 +151,7 @@ class LinkConnection(TwistedProtocol):
         self.peer: Owner | None = None
         self.peer_name = ""
         self.since = 0.0
-        self.payload_bytes = 0
+        self.image_bytes = 0
         self.round_trip: float | None = None
         self._pinged: dict[int, float] = {}
         self._writer: FrameWriter
@@ -310,7 +310,7 @@ class LinkConnection(TwistedProtocol):
             "instance": self.peer.instance.hex() if self.peer else "",
             "address": str(self.transport.getPeer()),
             "since_s": self._clock.seconds() - self.since,
-            "bytes": self.payload_bytes,
+            "bytes": self.image_bytes,
             "io": self.io,
             "round_trip_ms": None if self.round_trip is None else self.round_trip * 1000,
         }

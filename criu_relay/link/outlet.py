@@ -52,8 +52,15 @@ class LinkOutlet:
 
     log = Logger()
 
-    def __init__(self, reactor: IReactorFDSet, clock: IReactorTime, arena: IArena, counters: Counters) -> None:
-        self.window = Window(arena)
+    def __init__(
+        self,
+        reactor: IReactorFDSet,
+        clock: IReactorTime,
+        arena: IArena,
+        counters: Counters,
+        leave_out_zeros: bool = True,
+    ) -> None:
+        self.window = Window(arena, leave_out_zeros)
         self.connection: LinkConnection | None = None
         self.changed: Callable[[], None] = lambda: None
         self._clock = clock
@@ -126,6 +133,11 @@ class LinkOutlet:
         if kind == "ack":
             if not self.window.acknowledged(frame.ack.bytes):
                 raise ProtocolError(f"ack.bytes is {frame.ack.bytes}, only {self.window.sent} were sent")
+        elif kind == "credit":
+            outgoing = self._migrations.get(frame.credit.migration)
+            if outgoing is not None:
+                outgoing.credit.granted(frame.credit.bytes)
+                connection.wake()
         elif kind == "held":
             self._held(connection, frame.held)
         elif kind == "decided":
@@ -149,6 +161,9 @@ class LinkOutlet:
                 image.migration.image_sent(image)
                 continue
             frame = image.next_frame()
+            if frame is None:
+                image.migration.credit.park(image)
+                continue
             if image.ready:
                 self._round.append(image)
             else:

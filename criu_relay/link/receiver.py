@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +43,18 @@ class Migration:
 class ExtentSink:
     """The payload of one Extent frame; see L{wire.PayloadSink}."""
 
-    def __init__(self, receiver: Receiver, connection: LinkConnection, migration: bytes, image: IGrowing) -> None:
+    def __init__(
+        self, receiver: Receiver, connection: LinkConnection, migration: bytes, image: IGrowing, runs: Sequence[int]
+    ) -> None:
+        """@param runs: bytes of payload and of zeros in turn; empty: no zeros."""
         self._receiver = receiver
         self._connection = connection
         self._migration = migration
         self._image = image
+        self._runs = deque(runs)
         self._dropping = memoryview(b"")
+        if runs:
+            self._zeros()
 
     def room(self, remaining: int) -> memoryview | None:
         """See L{wire.PayloadSink}."""
@@ -55,18 +63,42 @@ class ExtentSink:
         try:
             return self._image.reserve(remaining).view[:remaining]
         except RelayError as error:
-            self._receiver.refuse(self._connection, self._migration, error)
-            self._dropping = memoryview(bytearray(remaining))
+            self._drop(error, remaining)
             return self._dropping
 
     def filled(self, count: int) -> None:
         """See L{wire.PayloadSink}."""
-        self._connection.payload_bytes += count
-        if not self._dropping:
+        self._connection.image_bytes += count
+        while not self._dropping and self._runs and count >= self._runs[0]:
+            part = self._runs[0]
+            self._runs[0] = 0
+            count -= part
+            self._image.written(part)
+            try:
+                self._zeros()
+            except RelayError as error:
+                self._drop(error, wire.MAX_PAYLOAD)
+        if count and not self._dropping:
+            if self._runs:
+                self._runs[0] -= count
             self._image.written(count)
 
     def done(self) -> None:
         """See L{wire.PayloadSink}."""
+
+    def _zeros(self) -> None:
+        """After the end of a run of payload: the zeros that follow it."""
+        if not self._runs[0]:
+            self._runs.popleft()
+            if self._runs:
+                count = self._runs.popleft()
+                self._connection.image_bytes += count
+                self._image.zeros(count)
+
+    def _drop(self, error: RelayError, remaining: int) -> None:
+        self._receiver.refuse(self._connection, self._migration, error)
+        self._connection.image_bytes += sum(list(self._runs)[1::2])
+        self._dropping = memoryview(bytearray(remaining))
 
 
 class DroppedPayload:
@@ -82,7 +114,7 @@ class DroppedPayload:
 
     def filled(self, count: int) -> None:
         """See L{wire.PayloadSink}."""
-        self._connection.payload_bytes += count
+        self._connection.image_bytes += count
 
     def done(self) -> None:
         """See L{wire.PayloadSink}."""
@@ -115,26 +147,26 @@ class Receiver:
         """What a proxy says."""
         kind = frame.WhichOneof("body")
         handler = self._handlers.get(kind or "")
-        if handler is None:
+        if handler is None and kind != "extent":
             raise ProtocolError(f"a proxy does not send {kind} frames")
         body = getattr(frame, kind or "")
         migration = self.links[connection].get(body.migration)
         if migration is not None and migration.refused and kind not in ("commit", "abort"):
-            return DroppedPayload(connection, frame.payload) if frame.payload else None
+            return dropped(connection, frame)
         try:
-            return handler(self, connection, body)
+            return handler(self, connection, body) if handler else self._extent(connection, frame)
         except ProtocolError:
             raise
         except RelayError as error:
             self.refuse(connection, body.migration, error)
-            return DroppedPayload(connection, frame.payload) if frame.payload else None
+            return dropped(connection, frame)
 
     def turn_ended(self, connection: LinkConnection) -> None:
         """Acknowledge what came."""
-        if connection.payload_bytes != self._acknowledged[connection]:
-            self._counters.add("link_payload_bytes_received", connection.payload_bytes - self._acknowledged[connection])
-            self._acknowledged[connection] = connection.payload_bytes
-            connection.send(link_pb2.Frame(ack=link_pb2.Ack(bytes=connection.payload_bytes)))
+        if connection.image_bytes != self._acknowledged[connection]:
+            self._counters.add("link_image_bytes_received", connection.image_bytes - self._acknowledged[connection])
+            self._acknowledged[connection] = connection.image_bytes
+            connection.send(link_pb2.Frame(ack=link_pb2.Ack(bytes=connection.image_bytes)))
 
     def next_frame(self) -> OutFrame | None:
         """A cache sends nothing but control frames."""
@@ -153,6 +185,12 @@ class Receiver:
                 migrations[migration].refused = True
                 connection.send(link_pb2.Frame(error=link_pb2.Error(reason=wire.clip(reason), migration=migration)))
 
+    def credited(self, migration: bytes, total: int) -> None:
+        """There is memory for more of a migration: so much in all."""
+        for connection, migrations in self.links.items():
+            if migration in migrations:
+                connection.send(link_pb2.Frame(credit=link_pb2.Credit(migration=migration, bytes=total)))
+
     def refuse(self, connection: LinkConnection, migration: bytes, error: RelayError) -> None:
         """This migration cannot go on; the link and the others can."""
         known = self.links[connection].setdefault(migration, Migration())
@@ -170,6 +208,7 @@ class Receiver:
             raise Conflict(f"the link carries {MIGRATIONS_PER_LINK} migrations already")
         self._intake.begin(owner_of(connection), body.migration, body.name, body.copy, describe(body.source))
         migrations[body.migration] = Migration()
+        self._intake.credit(owner_of(connection), body.migration)
 
     def _snapshot(self, connection: LinkConnection, body: Any) -> None:
         self._intake.snapshot(owner_of(connection), body.migration, body.index, body.label)
@@ -178,9 +217,12 @@ class Receiver:
         mode = MODES[body.mode]
         self._intake.open_image(owner_of(connection), body.migration, body.image, body.snapshot, body.name, mode)
 
-    def _extent(self, connection: LinkConnection, body: Any) -> wire.PayloadSink:
-        image = self._intake.writing(owner_of(connection), body.migration, body.image, body.offset)
-        return ExtentSink(self, connection, body.migration, image)
+    def _extent(self, connection: LinkConnection, frame: link_pb2.Frame) -> wire.PayloadSink:
+        body = frame.extent
+        runs = wire.runs_of(body)
+        cost = wire.extent_cost(body.offset, frame.payload, sum(runs[1::2]))
+        image = self._intake.writing(owner_of(connection), body.migration, body.image, body.offset, cost)
+        return ExtentSink(self, connection, body.migration, image, runs)
 
     def _image_end(self, connection: LinkConnection, body: Any) -> None:
         digest = body.digest if body.HasField("digest") else None
@@ -227,13 +269,19 @@ class Receiver:
         "namespace": _namespace,
         "snapshot": _snapshot,
         "image": _image,
-        "extent": _extent,
         "image_end": _image_end,
         "namespace_end": _namespace_end,
         "commit": _commit,
         "abort": _abort,
         "fetch": _fetch,
     }
+
+
+def dropped(connection: LinkConnection, frame: link_pb2.Frame) -> DroppedPayload | None:
+    """Where the payload of a frame goes that nobody wants; the zeros in it are acknowledged now."""
+    if frame.HasField("extent"):
+        connection.image_bytes += sum(wire.runs_of(frame.extent)[1::2])
+    return DroppedPayload(connection, frame.payload) if frame.payload else None
 
 
 def owner_of(connection: LinkConnection) -> Owner:

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from twisted.internet.interfaces import IPushProducer
 
 from criu_relay.interfaces import IArena, IExtent
-
-
-@dataclass(eq=False)
-class Chunk:
-    """Bytes of one image in one extent: the payload of one frame.
-
-    @ivar offset: of its first byte in the image.
-    @ivar filled: bytes of the extent that are used.
-    """
-
-    extent: IExtent
-    offset: int
-    filled: int = 0
+from criu_relay.link.chunk import Part
 
 
 class Window:
     """The bytes that were read from CRIU and not yet acknowledged, within a limit.
 
     @ivar limit: bytes; a full window pauses its producers.
-    @ivar sent: payload bytes handed to the link since its hello.
+    @ivar leave_out_zeros: pages of zeros are not sent.
+    @ivar sent: bytes of images handed to the link since its hello, zeros and all.
     """
 
-    def __init__(self, arena: IArena) -> None:
+    def __init__(self, arena: IArena, leave_out_zeros: bool = True) -> None:
+        self.leave_out_zeros = leave_out_zeros
         self._arena = arena
-        self._unacknowledged: deque[tuple[int, Chunk]] = deque()
+        self._unacknowledged: deque[tuple[int, IExtent | None]] = deque()
         self._paused: deque[IPushProducer] = deque()
         self.sent = 0
 
@@ -69,38 +58,45 @@ class Window:
         if producer in self._paused:
             self._paused.remove(producer)
 
-    def scheduled(self, chunk: Chunk) -> None:
+    def scheduled(self, part: Part) -> None:
         """The link sends this one now."""
-        self.sent += chunk.filled
-        self._unacknowledged.append((self.sent, chunk))
+        self.sent += part.length
+        self._unacknowledged.append((self.sent, part.chunk.extent if part.last else None))
 
     def passed(self, count: int) -> None:
-        """The link sends C{count} payload bytes that are not kept."""
+        """The link sends C{count} bytes that are not kept."""
         self.sent += count
 
     def acknowledged(self, count: int) -> bool:
-        """The cache has taken C{count} payload bytes since the hello.
+        """The cache has taken C{count} bytes of images since the hello.
 
         @return: False: it cannot have, so much was not sent.
         """
         if count > self.sent:
             return False
         while self._unacknowledged and self._unacknowledged[0][0] <= count:
-            self._arena.free(self._unacknowledged.popleft()[1].extent)
+            self._free(self._unacknowledged.popleft()[1])
         self._resume()
         return True
 
-    def release(self, chunk: Chunk, shared: bool = False) -> None:
-        """A chunk that is not going to be sent; C{shared}: the kernel may still refer to its pages."""
-        self._arena.free(chunk.extent, shared)
+    def release(self, extent: IExtent, sent: bool = False) -> None:
+        """An extent whose rest is not going to be sent; C{sent}: some of it was."""
+        if sent:
+            self._unacknowledged.append((self.sent, extent))
+        else:
+            self._free(extent)
         self._resume()
 
     def link_lost(self) -> None:
         """What was sent will never be acknowledged, and the kernel may still send it."""
         while self._unacknowledged:
-            self._arena.free(self._unacknowledged.popleft()[1].extent, True)
+            self._free(self._unacknowledged.popleft()[1], True)
         self.sent = 0
         self._resume()
+
+    def _free(self, extent: IExtent | None, shared: bool = False) -> None:
+        if extent is not None:
+            self._arena.free(extent, shared)
 
     def _resume(self) -> None:
         if self._paused and self.used < self.limit:

@@ -9,6 +9,7 @@ import pytest
 from criu_relay.errors import RelayError
 from criu_relay.interfaces import Mode
 from criu_relay.store.arena import Arena
+from criu_relay.store.credit import STALL_SECONDS
 from criu_relay.store.generation import State
 from tests.link.support import MIB, OWNER, Loop, Parsed, Producer, migration, result
 
@@ -127,7 +128,7 @@ def test_the_frames_of_a_session() -> None:
     ]  # fmt: skip
     assert down.kinds[0] == "hello"
     assert down.kinds[-2:] == ["held", "decided"]
-    assert set(down.kinds) == {"hello", "ping", "pong", "ack", "fetched", "held", "decided"}
+    assert set(down.kinds) == {"hello", "ping", "pong", "credit", "ack", "fetched", "held", "decided"}
 
 
 def lengths() -> dict[str, int]:
@@ -169,7 +170,7 @@ def after(loop: Loop, session: Session, other: Session | None = None) -> None:
     for name in list(loop.store.namespaces):
         if loop.store.namespaces[name].newest is not None:
             loop.store.discard(name)
-    loop.store._reclaimer.drain()
+    loop.settle()
     assert loop.store_arena.used == 0
 
 
@@ -227,7 +228,7 @@ def test_every_byte_changed(arenas: Any, way: str, part: int) -> None:
         loop.disconnect()
         for name in list(loop.store.namespaces):
             loop.store.discard(name)
-        loop.store._reclaimer.drain()
+        loop.settle()
         assert loop.store_arena.used == 0, f"changed {way} {at}"
 
 
@@ -263,7 +264,8 @@ def test_a_small_image_does_not_wait_behind_a_large_one() -> None:
     large, small = (loop.outlet.begin(migration(n), f"n{n}", False, lambda error: None) for n in (1, 2))
     for outgoing in (large, small):
         outgoing.snapshot(1, "")
-    large.open_image(1, "pages-1.img", Mode.REPLACE).write(bytes(16 * MIB))
+    loop.pump()
+    large.open_image(1, "pages-1.img", Mode.REPLACE).write(b"x" * (15 * MIB))
     sink = small.open_image(1, "core-1.img", Mode.REPLACE)
     sink.write(b"small")
     sink.end()
@@ -271,15 +273,16 @@ def test_a_small_image_does_not_wait_behind_a_large_one() -> None:
     ends = [index for index, (frame, _) in enumerate(sent.frames) if frame.WhichOneof("body") == "image_end"]
     extents = [frame for frame, _ in sent.frames[: ends[0]] if frame.extent.migration == migration(1)]
     assert len(extents) <= 3
-    assert sum(len(data) for _, data in sent.frames) == 16 * MIB + 5
+    assert sum(len(data) for _, data in sent.frames) == 15 * MIB + 5
 
 
 def test_images_share_the_link() -> None:
     loop = Loop(window=32 * MIB).connect()
     outgoing = loop.outlet.begin(migration(1), "web", False, lambda error: None)
     outgoing.snapshot(1, "")
+    loop.pump()
     for index in range(3):
-        outgoing.open_image(1, f"pages-{index}.img", Mode.REPLACE).write(bytes(4 * MIB))
+        outgoing.open_image(1, f"pages-{index}.img", Mode.REPLACE).write(b"x" * (4 * MIB))
     sent = Parsed().feed(loop.proxy.wire.pull())
     order = [frame.extent.image for frame, data in sent.frames if data]
     assert [sorted(order[at : at + 3]) for at in range(0, 12, 3)] == [[1, 2, 3]] * 4
@@ -290,7 +293,12 @@ def test_one_refused_and_the_other_goes_on() -> None:
     lost: list[RelayError] = []
     large = loop.outlet.begin(migration(7), "large", False, lost.append)
     large.snapshot(1, "")
-    large.open_image(1, "pages-1.img", Mode.REPLACE).write(bytes(4 * MIB))
+    large.open_image(1, "pages-1.img", Mode.REPLACE).write(b"x" * (4 * MIB))
+    loop.pump()
+    assert lost == []
+    loop.clock.advance(STALL_SECONDS)
+    loop.pump()
+    loop.clock.advance(STALL_SECONDS)
     loop.pump()
     assert "memory is full" in lost[0].reason
     assert result(large.decide(False, lost[0].reason)) == []
@@ -308,9 +316,9 @@ def test_discarded_at_the_cache_while_it_comes() -> None:
     outgoing = loop.outlet.begin(migration(7), "web", False, lost.append)
     outgoing.snapshot(1, "")
     sink = outgoing.open_image(1, "pages-1.img", Mode.REPLACE)
-    sink.write(bytes(MIB))
+    sink.write(b"x" * MIB)
     loop.pump()
-    sink.write(bytes(2 * MIB))
+    sink.write(b"x" * (2 * MIB))
     loop._move("up", times=2)
     loop.store.discard("web")
     loop.pump()
@@ -318,7 +326,7 @@ def test_discarded_at_the_cache_while_it_comes() -> None:
     loop.pump()
     assert loop.window_arena.used == 0
     assert not loop.cut
-    loop.store._reclaimer.drain()
+    loop.settle()
     assert loop.store_arena.used == 0
 
 
@@ -326,11 +334,13 @@ def test_back_pressure() -> None:
     loop = Loop(window=2 * MIB).connect()
     outgoing = loop.outlet.begin(migration(1), "web", False, lambda error: None)
     outgoing.snapshot(1, "")
+    loop.pump()
     sink: Any = outgoing.open_image(1, "pages-1.img", Mode.REPLACE)
     producer = Producer()
     sink.registerProducer(producer, True)
     count = 0
     while (room := sink.reserve(MIB)) is not None:
+        room.view[:] = b"x" * len(room.view)
         sink.written(len(room.view))
         count += len(room.view)
         del room

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from criu_relay.link.window import Chunk, Window
+from criu_relay.link.chunk import Chunk, Part
+from criu_relay.link.window import Window
 from criu_relay.store.arena import LARGEST, Arena
 from tests.link.support import Producer
 
 MIB = 1 << 20
 
 
-def chunk(window: Window, size: int, filled: int) -> Chunk:
+def chunk(window: Window, size: int, filled: int) -> Part:
     extent = window.allocate(size)
     assert extent is not None
-    return Chunk(extent, 0, filled)
+    return Part(Chunk(extent, 0), True, 0, 0, ((filled, False),))
 
 
 def window(limit: int = 4 * MIB) -> Window:
@@ -32,6 +33,27 @@ def test_acknowledged_in_order() -> None:
         used.append(made.used // MIB)
     assert used == [3, 3, 2, 2, 1, 0, 0, 0]
     assert made.recycled == 3 * MIB
+
+
+def test_an_extent_goes_with_its_last_part() -> None:
+    made = window()
+    whole = chunk(made, LARGEST, 300)
+    for last, runs in ((False, ((100, False),)), (False, ((8192, True),)), (True, ((200, False),))):
+        made.scheduled(Part(whole.chunk, last, 0, 0, runs))
+    assert made.sent == 8492
+    for count, used in ((100, MIB), (8292, MIB), (8491, MIB), (8492, 0)):
+        assert made.acknowledged(count)
+        assert made.used == used
+
+
+def test_what_was_sent_in_part_goes_when_that_is_acknowledged() -> None:
+    made = window()
+    part = chunk(made, LARGEST, 100)
+    made.scheduled(Part(part.chunk, False, 0, 0, part.runs))
+    made.release(part.chunk.extent, sent=True)
+    assert made.used == MIB
+    assert made.acknowledged(100)
+    assert made.used == 0
 
 
 def test_more_than_was_sent() -> None:
@@ -78,10 +100,10 @@ def test_nobody_is_resumed_without_room() -> None:
     producer = Producer()
     forced = made.force(LARGEST)
     made.wait(producer)
-    made.scheduled(Chunk(made.force(LARGEST), 0, 10))
+    made.scheduled(Part(Chunk(made.force(LARGEST), 0), True, 0, 0, ((10, False),)))
     made.acknowledged(10)
     assert producer.calls == [], "the budget is still used up"
-    made.release(Chunk(forced, 0))
+    made.release(forced)
     assert producer.calls == ["resume"]
     assert made.used == 0
 
