@@ -69,11 +69,11 @@ class IArena(Interface):
     limit = Attribute("The budget in bytes.")
     recycled = Attribute("Bytes of free memory that still has its pages.")
 
-    def force(size: int) -> IExtent:
-        """The same although the budget is used up, for bytes that are here already; at most twice the budget."""
-
     def allocate(size: int) -> IExtent | None:
         """The smallest extent of at least C{size} bytes (at most the largest class); None: over the budget."""
+
+    def force(size: int) -> IExtent:
+        """The same although the budget is used up, for bytes that are here already; at most twice the budget."""
 
     def free(extent: IExtent, shared: bool = False) -> None:
         """Give it back. `shared`: pages of it may still be referred to by a pipe or a socket."""
@@ -83,10 +83,7 @@ class IImageSink(IConsumer):
     """Where the bytes of one image go, in order. Its producer is paused while there is no room."""
 
     def reserve(size: int) -> Room | None:
-        """Room for the next bytes: at least one byte, `size` is what the caller expects to have.
-
-        None: not now; the registered producer is resumed when there is room.
-        """
+        """Room for at least one of the next `size` bytes; None: not now, the producer is resumed when there is."""
 
     def written(count: int) -> None:
         """The first `count` bytes of the room reserved last are filled."""
@@ -270,6 +267,9 @@ class IIntake(Interface):
         @return: True committed, False aborted, None: no such migration (any more). What was decided
             before stays decided.
         """
+
+    def discard_range(owner: Owner, migration: bytes, image: int, offset: int, length: int) -> None:
+        """The whole pages of a range of a complete image are not wanted any more."""
 
     def read(owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
         """Bytes of a complete image of an open migration, for the dump that reads its parent."""

@@ -256,6 +256,9 @@ class Receiver:
         data = self._intake.read(owner_of(connection), body.migration, body.image, body.offset, body.length)
         connection.send(link_pb2.Frame(fetched=link_pb2.Fetched(request=body.request)), data)
 
+    def _discard(self, connection: LinkConnection, body: Any) -> None:
+        self._intake.discard_range(owner_of(connection), body.migration, body.image, body.offset, body.length)
+
     def _known(self, connection: LinkConnection, migration: bytes) -> Migration:
         try:
             return self.links[connection][migration]
@@ -274,6 +277,7 @@ class Receiver:
         "commit": _commit,
         "abort": _abort,
         "fetch": _fetch,
+        "discard": _discard,
     }
 
 

@@ -18,8 +18,9 @@ from criu_relay.store.image import Image
 from criu_relay.store.memory import Memory
 from criu_relay.store.namespace import Namespace
 from criu_relay.store.opened import read_bytes
-from criu_relay.store.policy import Policy
+from criu_relay.store.policy import Dedup, Policy
 from criu_relay.store.spill import Spiller
+from criu_relay.store.superseded import Superseder
 from criu_relay.store.table import Kind
 
 TTL_LOOK_SECONDS = 1.0
@@ -64,6 +65,7 @@ class Store:
         self._spiller = Spiller(clock, self.memory, policy.spill, self._cold, lambda: bool(self.credits.waiting))
         self.credits.scarce = self._spiller.start
         self.memory.reclaimer.freed = self.credits.share
+        self._superseder = Superseder(clock, arena)
         self._generations: dict[bytes, Generation] = {}
 
     def namespace(self, name: str) -> Namespace:
@@ -136,6 +138,8 @@ class Store:
         generation = self._of(owner, migration)
         target = generation.image(image)
         generation.writing(image, target.size).finish(size, digest)
+        if self.policy.dedup is not Dedup.OFF:
+            self._superseder.ended(generation, target)
         self.counters.add("images_received")
 
     def seal(
@@ -146,6 +150,7 @@ class Store:
         generation.source = source or generation.source
         generation.seal(images)
         self.credits.end(migration)
+        self._superseder.sealed(generation)
         self.log.info("namespace {name} is held: {bytes} bytes", name=generation.namespace, bytes=generation.total)
         return generation.total
 
@@ -164,6 +169,11 @@ class Store:
                 name=generation.namespace, state=generation.state.value, word="commit" if commit else "abort",
             )  # fmt: skip
         return generation.state is not State.ABORTED
+
+    def discard_range(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> None:
+        """See L{IIntake.discard_range}."""
+        target = self._of(owner, migration).image(image)
+        target.discard(offset, length, Kind.DISCARDED, f"its proxy has discarded a range of image {target.name}")
 
     def read(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
         """See L{IIntake.read}."""
@@ -309,6 +319,7 @@ class Store:
             self._expire(generation)
             self._replace_older(home, generation)
         else:
+            self._superseder.forget(generation)
             generation.drop_images()
         home.decided(generation)
         kept = {old.migration for old in home.generations}

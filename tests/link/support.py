@@ -327,6 +327,9 @@ class Intake:
         self._called("decide", owner, migration, commit, reason)
         return self.outcome
 
+    def discard_range(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> None:
+        self._called("discard_range", owner, migration, image, offset, length)
+
     def read(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
         self._called("read", owner, migration, image, offset, length)
         return self.stored[offset : offset + length]

@@ -41,11 +41,25 @@ class Readers:
         self.removeWriter = self.writers.discard
 
 
+class Turns(Clock):
+    """A reactor's time that goes on turn by turn: what is asked for in one turn comes in the next."""
+
+    def turn(self) -> bool:
+        """One turn; False: nothing was due."""
+        due = list(self.getDelayedCalls())
+        for call in due:
+            self.calls.remove(call)
+            call.func(*call.args, **call.kw)
+        return bool(due)
+
+
 class Bench:
     """A store, and short ways to fill it."""
 
-    def __init__(self, memory: int = 16 * MIB, keep: int | None = None, **policy: Any) -> None:
-        self.clock = Clock()
+    def __init__(
+        self, memory: int = 16 * MIB, keep: int | None = None, clock: Clock | None = None, **policy: Any
+    ) -> None:
+        self.clock = clock or Clock()
         self.reactor = Readers()
         self.arena = Arena(memory, keep=memory if keep is None else keep)
         self.counters = Counters()

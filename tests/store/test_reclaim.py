@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import numpy
 import pytest
-from twisted.internet.task import Clock
 
 from criu_relay.store.arena import LARGEST, SMALLEST, Arena
 from criu_relay.store.pages import PageIndex, Pages
 from criu_relay.store.reclaim import PAGES_PER_TURN, TRIM_PER_TURN, Reclaimer
+from tests.store.support import Turns
 
 MIB = 1 << 20
-
-
-class Turns(Clock):
-    """A reactor's time that goes on turn by turn: what is asked for in one turn comes in the next."""
-
-    def turn(self) -> bool:
-        """One turn; False: nothing was due."""
-        due = list(self.getDelayedCalls())
-        for call in due:
-            self.calls.remove(call)
-            call.func(*call.args, **call.kw)
-        return bool(due)
 
 
 class Bench:
