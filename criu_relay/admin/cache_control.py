@@ -12,6 +12,7 @@ from criu_relay.admin.limits import limited
 from criu_relay.daemon import endpoint_of
 from criu_relay.errors import Aborted, Conflict, NotFound
 from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.store.figures import Accounts
 from criu_relay.store.generation import Generation, State
 from criu_relay.store.opened import OpenedImage
 from criu_relay.wire.names import check_name
@@ -36,7 +37,7 @@ class CacheControl:
         cache = self._cache
         now = cache.reactor.seconds()
         settings = cache.settings
-        arena = cache.store.arena
+        accounts = cache.store.accounts()
         waiting = [
             {"namespace": namespace.name, "image": waiter.image, "pid": waiter.pid, "seconds": now - waiter.since}
             for namespace in cache.store.namespaces.values()
@@ -52,17 +53,21 @@ class CacheControl:
                 "error": "",
                 "peers": [connection.status() for connection in cache.receiver.links],
             },
-            "memory": {"used": arena.used, "limit": arena.limit, "recycled": arena.recycled},
+            "memory": accounts.memory,
             "attachments": [attachment.described() for attachment in cache.attachments],
-            "namespaces": self.namespaces(),
+            "namespaces": self._newest(accounts),
             "waiting": waiting,
             "counters": dict(cache.counters.values),
         }
 
     def namespaces(self) -> list[dict[str, Any]]:
         """See L{IControl.namespaces}."""
+        return self._newest(self._cache.store.accounts())
+
+    def _newest(self, accounts: Accounts) -> list[dict[str, Any]]:
         namespaces = self._cache.store.namespaces.values()
-        return [self._described(namespace.newest) for namespace in namespaces if namespace.newest is not None]
+        newest = [namespace.newest for namespace in namespaces if namespace.newest is not None]
+        return [self._described(one) | {"memory": accounts.of[one]} for one in newest]
 
     def namespace(self, name: str) -> dict[str, Any]:
         """See L{IControl.namespace}."""
@@ -83,7 +88,8 @@ class CacheControl:
             }
             for snapshot in generation.snapshots
         ]
-        return self._described(generation) | {"snapshots": snapshots}
+        figures = self._cache.store.accounts().of[generation]
+        return self._described(generation) | {"memory": figures, "snapshots": snapshots}
 
     def attach(self, directory: str, namespace: str | None, dialect: str, copy: bool) -> dict[str, Any]:
         """See L{IControl.attach}."""

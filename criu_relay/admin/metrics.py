@@ -19,8 +19,8 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     yield from _metric("uptime_seconds", "gauge", status["uptime_s"])
     yield from _metric("link_up", "gauge", int(is_ready(status)))
     yield from _metric("link_peers", "gauge", len(status["link"]["peers"]))
-    for name in ("used", "limit", "recycled"):
-        yield from _metric(f"memory_{name}_bytes", "gauge", status["memory"][name])
+    for name, value in status["memory"].items():
+        yield from _metric(f"memory_{name}_bytes", "gauge", value)
     yield from _metric("attachments", "gauge", len(status["attachments"]))
     yield from _metric("waiting", "gauge", len(status["waiting"]))
     states = Counter(namespace["state"] for namespace in status["namespaces"])

@@ -13,6 +13,7 @@ from criu_relay.errors import Conflict, Forbidden, NotFound, ProtocolError
 from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.store.arena import Arena
 from criu_relay.store.credit import Credits
+from criu_relay.store.figures import Accounts
 from criu_relay.store.generation import Event, Generation, State
 from criu_relay.store.image import Image
 from criu_relay.store.memory import Memory
@@ -90,6 +91,10 @@ class Store:
         if namespace is None or namespace.newest is None:
             raise NotFound(f"no namespace {name}", hint="criu-relay status lists them")
         return namespace.newest
+
+    def accounts(self) -> Accounts:
+        """What memory is taken by."""
+        return Accounts(self.memory, [one for home in self.namespaces.values() for one in home.generations])
 
     # IIntake
 

@@ -188,7 +188,7 @@ class Superseder:
             self._arena.forget(known.noted * RANGE_BYTES)
             known.noted = 0
             self.log.warn(
-                "namespace {namespace}: pages that later snapshots have are kept: {image} of snapshot {snapshot}: {reason}",
+                "namespace {namespace}: superseded pages are kept: {image} of snapshot {snapshot}: {reason}",
                 namespace=generation.namespace, image=pagemap.name, snapshot=pagemap.snapshot, reason=error.reason,
             )  # fmt: skip
 
