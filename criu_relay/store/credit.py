@@ -19,6 +19,9 @@ from criu_relay.store.table import ENTRY
 WINDOW = 16 << 20
 """Bytes that a namespace may send ahead of what was taken, when there is memory: 10 Gbit/s at 10 ms."""
 
+FIRST = 1 << 20
+"""The same before it has sent anything: one that waits for CRIU keeps little from others."""
+
 PART = 4
 """All open namespaces together are given credit for one in so many bytes of the budget at a time."""
 
@@ -39,6 +42,11 @@ class Credit:
 
     granted: int = 0
     left: int = 0
+
+    @property
+    def window(self) -> int:
+        """Bytes that it may be ahead."""
+        return WINDOW if self.left < self.granted else FIRST
 
 
 class Credits:
@@ -90,13 +98,13 @@ class Credits:
             raise Conflict(f"more was sent than the cache has room for: {cost} bytes of memory")
         credit.left -= cost
         self._memory.stirred = True
-        if credit.left < self._window() // 2:
+        if credit.left < self._window(credit) // 2:
             self.share()
 
     def share(self) -> None:
         """Grant what there is, oldest first."""
-        window = self._window()
         for migration, credit in list(self._open.items()):
+            window = self._window(credit)
             if credit.left > window // 2:
                 continue
             more = min(window - credit.left, self._arena.available)
@@ -105,6 +113,7 @@ class Credits:
             self._arena.reserve(more)
             credit.left += more
             credit.granted += more
+            self._memory.stirred = True
             self.granted(migration, credit.granted)
         if self.waiting:
             self._watch()
@@ -116,8 +125,8 @@ class Credits:
             self._timer.cancel()
             self._timer = None
 
-    def _window(self) -> int:
-        return max(LEAST, min(WINDOW, self._arena.limit // (PART * max(1, len(self._open)))))
+    def _window(self, credit: Credit) -> int:
+        return max(LEAST, min(credit.window, self._arena.limit // (PART * len(self._open))))
 
     def _return(self, credit: Credit) -> None:
         self._arena.unreserve(credit.left)

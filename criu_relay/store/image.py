@@ -18,7 +18,7 @@ from criu_relay.store.piece import Piece
 from criu_relay.store.policy import Dedup
 from criu_relay.store.table import ENTRY, RUN, Kind, PageTable, entry, kinds, numbers, pages_of
 
-GENEROUS = 4
+GENEROUS = 16
 """An image takes more than it needs now (which saves extents, and pieces of one are served at once) as long as that is
 less than this part of what the budget has left."""
 

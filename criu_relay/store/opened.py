@@ -90,6 +90,7 @@ class OpenedImage:
 
     def moved(self, position: int) -> None:
         """Nothing before it is read any more."""
+        self._image.memory.stirred = True
         if self._release:
             stop = pages_of(position) if position == self.size else position // PAGE
             if stop > self._released:

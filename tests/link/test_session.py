@@ -260,10 +260,11 @@ def test_every_byte_by_itself() -> None:
 
 
 def test_a_small_image_does_not_wait_behind_a_large_one() -> None:
-    loop = Loop(window=32 * MIB).connect()
+    loop = Loop(window=32 * MIB, memory=1024 * MIB).connect()
     large, small = (loop.outlet.begin(migration(n), f"n{n}", False, lambda error: None) for n in (1, 2))
     for outgoing in (large, small):
         outgoing.snapshot(1, "")
+        outgoing.open_image(1, "first.img", Mode.REPLACE).write(b"x")
     loop.pump()
     large.open_image(1, "pages-1.img", Mode.REPLACE).write(b"x" * (15 * MIB))
     sink = small.open_image(1, "core-1.img", Mode.REPLACE)
@@ -277,15 +278,16 @@ def test_a_small_image_does_not_wait_behind_a_large_one() -> None:
 
 
 def test_images_share_the_link() -> None:
-    loop = Loop(window=32 * MIB).connect()
+    loop = Loop(window=32 * MIB, memory=1024 * MIB).connect()
     outgoing = loop.outlet.begin(migration(1), "web", False, lambda error: None)
     outgoing.snapshot(1, "")
+    outgoing.open_image(1, "first.img", Mode.REPLACE).write(b"x")
     loop.pump()
     for index in range(3):
         outgoing.open_image(1, f"pages-{index}.img", Mode.REPLACE).write(b"x" * (4 * MIB))
     sent = Parsed().feed(loop.proxy.wire.pull())
     order = [frame.extent.image for frame, data in sent.frames if data]
-    assert [sorted(order[at : at + 3]) for at in range(0, 12, 3)] == [[1, 2, 3]] * 4
+    assert [sorted(order[at : at + 3]) for at in range(0, 12, 3)] == [[2, 3, 4]] * 4
 
 
 def test_one_refused_and_the_other_goes_on() -> None:
@@ -308,6 +310,116 @@ def test_one_refused_and_the_other_goes_on() -> None:
     assert session.outcome == ["committed"]
     assert loop.window_arena.used == 0
     assert not loop.cut
+
+
+class Writer(Producer):
+    """CRIU writes as fast as it may."""
+
+    def __init__(self, sink: Any, total: int) -> None:
+        super().__init__()
+        self.sink = sink
+        self.left = total
+        self.sink.registerProducer(self, True)
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        while self.left:
+            try:
+                room = self.sink.reserve(min(self.left, MIB))
+            except RelayError:
+                return
+            if room is None:
+                return
+            count = min(self.left, len(room.view))
+            room.view[:count] = (self.left.to_bytes(8, "big") * 512)[:4096] * (count // 4096)
+            del room
+            self.left -= count
+            self.sink.written(count)
+        self.sink.unregisterProducer()
+        self.sink.end()
+
+
+def test_one_that_waits_for_memory_holds_up_nobody() -> None:
+    """The window and the link are shared, the memory that a namespace waits for is its own affair."""
+    loop = Loop(memory=16 * MIB, window=8 * MIB).connect()
+    lost: list[RelayError] = []
+    waits = loop.outlet.begin(migration(1), "waits", False, lost.append)
+    waits.snapshot(1, "")
+    loop.pump()
+    Writer(waits.open_image(1, "pages-1.img", Mode.REPLACE), 20 * MIB).resumeProducing()
+    loop.pump()
+    assert loop.store.credits.waiting == [migration(1)]
+    assert loop.window_arena.used <= 2 * MIB, "the window is not filled with what cannot be sent"
+    small = loop.outlet.begin(migration(2), "small", False, lost.append)
+    small.snapshot(1, "")
+    loop.pump()
+    held = result(small.seal({}))
+    loop.pump()
+    assert held == [0], "frames that need no memory pass by"
+    for _ in range(4):
+        loop.clock.advance(STALL_SECONDS)
+        loop.pump()
+    assert len(lost) == 1
+    assert "does not fit" in lost[0].reason
+    waits.decide(False, "given up")
+    loop.settle()
+    loop.pump()
+    big = loop.outlet.begin(migration(3), "big", False, lost.append)
+    big.snapshot(1, "")
+    loop.pump()
+    Writer(big.open_image(1, "pages-1.img", Mode.REPLACE), 12 * MIB).resumeProducing()
+    loop.pump()
+    held = result(big.seal({}))
+    loop.pump()
+    assert held == [12 * MIB]
+
+
+def test_two_that_do_not_fit_together() -> None:
+    loop = Loop(memory=16 * MIB, window=8 * MIB).connect()
+    lost: dict[int, list[RelayError]] = {1: [], 2: []}
+    outgoing = {}
+    for number in (1, 2):
+        outgoing[number] = loop.outlet.begin(migration(number), f"web{number}", False, lost[number].append)
+        outgoing[number].snapshot(1, "")
+        loop.pump()
+    for number in (1, 2):
+        Writer(outgoing[number].open_image(1, "pages-1.img", Mode.REPLACE), 10 * MIB).resumeProducing()
+    loop.pump()
+    assert lost == {1: [], 2: []}
+    for _ in range(2):
+        loop.clock.advance(STALL_SECONDS)
+        loop.pump()
+        loop.settle()
+        loop.pump()
+    held = result(outgoing[1].seal({}))
+    loop.pump()
+    assert (held, lost[1], len(lost[2])) == ([10 * MIB], [], 1)
+
+
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_zeros_are_not_sent(leave_out: bool) -> None:
+    loop = Loop().connect()
+    loop.outlet.window.leave_out_zeros = leave_out
+    outgoing = loop.outlet.begin(FIRST, "web", False, lambda error: None)
+    outgoing.snapshot(1, "")
+    data = b"begin" + bytes(5 * 4096) + b"x" * 4096 + bytes(MIB) + b"y" * 100 + bytes(9000)
+    sink = outgoing.open_image(1, "inventory.img", Mode.REPLACE)
+    loop.pump()
+    before = loop.moved["up"]
+    for at in range(0, len(data), 7000):
+        sink.write(data[at : at + 7000])
+    sink.end()
+    loop.pump()
+    assert (loop.moved["up"] - before < 10 * 4096) is leave_out
+    held = result(outgoing.seal({}))
+    loop.pump()
+    assert held == [len(data)]
+    assert loop.window_arena.used == 0, "zeros are acknowledged too"
+    outgoing.decide(True)
+    loop.pump()
+    [opened] = result(loop.store.namespace("web").begin(None).open(None, "inventory.img"))
+    got = b"".join(result(opened.read(at, MIB))[0] for at in range(0, len(data), MIB))
+    assert got == data
 
 
 def test_discarded_at_the_cache_while_it_comes() -> None:

@@ -110,7 +110,8 @@ def test_reserve_again_is_the_same_room(owner: Owner) -> None:
     assert (third.offset, len(third.view)) == (first.offset + 3, len(first.view) - 3)
 
 
-def test_extents_grow_so_that_small_writes_make_few(owner: Owner) -> None:
+def test_extents_grow_so_that_small_writes_make_few() -> None:
+    owner = Owner(limit=64 * MIB)
     image = owner.image()
     sizes = []
     for _ in range(4 * LARGEST // SMALLEST):
@@ -122,7 +123,8 @@ def test_extents_grow_so_that_small_writes_make_few(owner: Owner) -> None:
     assert set(sizes[5:]) == {LARGEST}
 
 
-def test_a_known_size_is_taken_at_once(owner: Owner) -> None:
+def test_a_known_size_is_taken_at_once() -> None:
+    owner = Owner(limit=64 * MIB)
     image = owner.image()
     append(image, b"x", expected=300 << 10)
     assert owner.arena.allocated == LARGEST
