@@ -13,10 +13,11 @@ from criu_relay.wire import link as wire
 
 if TYPE_CHECKING:
     from criu_relay.link.images import QueuedImage
+    from criu_relay.link.window import Window
 
 AHEAD = wire.MAX_PAYLOAD
-"""Bytes that a migration may keep in the window beyond its credit: enough to send at once when there is more, and too
-few to take the window from others."""
+"""Bytes that every migration may keep in the window beyond its credit: enough to send at once when there is more. All of
+them together may keep as much as half of the window, and leave the rest to those that have credit."""
 
 
 class SendCredit:
@@ -26,10 +27,11 @@ class SendCredit:
     @ivar queued: bytes in the window that are not sent yet.
     """
 
-    def __init__(self, ready: Callable[[QueuedImage], None]) -> None:
+    def __init__(self, window: Window, ready: Callable[[QueuedImage], None]) -> None:
         """@param ready: puts an image on the scheduler's round again."""
         self.left = 0
         self.queued = 0
+        self._window = window
         self._granted = 0
         self._ready = ready
         self._images: deque[QueuedImage] = deque()
@@ -38,7 +40,7 @@ class SendCredit:
     @property
     def full(self) -> bool:
         """Nothing more is to be read before something is sent."""
-        return self.queued >= AHEAD + self.left
+        return self.queued >= AHEAD + self.left and self._window.queued >= self._window.limit // 2
 
     def granted(self, total: int) -> None:
         """The cache has granted so much in all.
@@ -58,9 +60,14 @@ class SendCredit:
         """Something is sent."""
         self.left -= cost
 
+    def queue(self, count: int) -> None:
+        """So many bytes more of the window wait to be sent."""
+        self.queued += count
+        self._window.queued += count
+
     def sent(self, count: int) -> None:
-        """So many bytes of the window are not waiting any more."""
-        self.queued -= count
+        """So many do not wait any more."""
+        self.queue(-count)
         self._resume()
 
     def park(self, image: QueuedImage) -> None:

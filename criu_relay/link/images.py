@@ -190,7 +190,7 @@ class OutgoingImage(QueuedImage):
         chunk.add(count)
         left_out = chunk.squeeze() if self.migration.window.leave_out_zeros else 0
         self.size += count
-        self.migration.credit.queued += count - left_out
+        self.migration.credit.queue(count - left_out)
         if not self._frames or self._frames[-1] is not chunk:
             self.queue(chunk)
 

@@ -60,7 +60,7 @@ class OutgoingMigration:
         self._sealing: Deferred[int] | None = None
         self._closing: list[link_pb2.Frame] = []
         self._round: set[QueuedImage] = set()
-        self.credit = SendCredit(ready)
+        self.credit = SendCredit(window, ready)
 
     def check(self) -> None:
         """@raise RelayError: the migration cannot go on."""

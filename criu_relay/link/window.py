@@ -15,6 +15,7 @@ class Window:
 
     @ivar limit: bytes; a full window pauses its producers.
     @ivar leave_out_zeros: pages of zeros are not sent.
+    @ivar queued: bytes that wait to be sent.
     @ivar sent: bytes of images handed to the link since its hello, zeros and all.
     """
 
@@ -24,6 +25,7 @@ class Window:
         self._unacknowledged: deque[tuple[int, IExtent | None]] = deque()
         self._paused: deque[IPushProducer] = deque()
         self.sent = 0
+        self.queued = 0
 
     @property
     def used(self) -> int:

@@ -223,6 +223,7 @@ class Image:
         if kept == len(held):
             return
         self.table.replace(start, entries)
+        self.memory.pages.disown(first + kept, self._next - first - kept)
         if self.size % PAGE:
             self._arena.view(first + kept, 1)[:] = self._arena.view(first + len(held), 1)
             self.table.replace(stop, numpy.array([entry(Kind.HELD, first + kept)], numpy.uint64))

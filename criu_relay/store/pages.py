@@ -48,6 +48,10 @@ class Pages:
         self._references[first : first + count] = 1
         self._passed[first : first + count] = False
 
+    def disown(self, first: int, count: int) -> None:
+        """Nobody has these after all."""
+        self._references[first : first + count] = 0
+
     def share(self, number: int) -> None:
         """One more page of an image is this one."""
         self._references[number] += 1
