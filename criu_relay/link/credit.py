@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from criu_relay.link.window import Window
 
 AHEAD = wire.MAX_PAYLOAD
-"""Bytes that every migration may keep in the window beyond its credit: enough to send at once when there is more. All of
-them together may keep as much as half of the window, and leave the rest to those that have credit."""
+"""Bytes that every migration may keep in the window beyond its credit: enough to send at once when there is more. All
+together may keep as much as half of the window, and leave the rest to those that have credit."""
 
 
 class SendCredit:
