@@ -137,7 +137,7 @@ class ProxyControl:
             "copy": migration.copy,
             "bytes": migration.bytes,
             "held": migration.held_bytes,
-            "expected": None,
+            "expected": migration.source.expected,
             "images": len(migration.images),
             "age_s": now - migration.began,
             "decided_s": None if migration.decided_at is None else now - migration.decided_at,

@@ -40,6 +40,7 @@ class Migration:
     @ivar reason: why it was aborted or lost.
     @ivar hint: what a person may do when it waits for one.
     @ivar decided: waits for the end of it, well or not.
+    @ivar source: the tasks that it is about.
     """
 
     log = Logger()
@@ -74,7 +75,7 @@ class Migration:
         self._at = surroundings
         self._listeners = listeners
         self._held = Waiters()
-        self._source = SourceTasks(surroundings.in_thread)
+        self.source = SourceTasks(surroundings.in_thread)
         self._verdict: Verdict | None = None
         self._asked = False
         self._look = Later(surroundings.clock, self.look)
@@ -155,7 +156,7 @@ class Migration:
             image = self.images[snapshot, name] = WrittenImage(snapshot, name, self._look_soon)
         image.begin(sink, mode is Mode.REPLACE)
         if client is not None and client.peer is not None and client.peer.pid:
-            self._source.scan(client.peer.pid, again=name == INVENTORY)
+            self.source.scan(client.peer.pid, again=name == INVENTORY)
         return image
 
     def read_image(self, label: str, name: str) -> IOpenedImage | None:
@@ -198,7 +199,7 @@ class Migration:
             self.abort(f"the dump ended without {INVENTORY}: it failed, or was no dump")
             return
         self.machine.feed(Event.QUIET)
-        self.outgoing.seal(self._source.described()).addCallbacks(self._verified, self._refused)
+        self.outgoing.seal(self.source.described()).addCallbacks(self._verified, self._refused)
 
     def _verified(self, count: int) -> None:
         if self.state is not State.SEALED:
@@ -256,7 +257,7 @@ class Migration:
             raise
 
     def _tasks(self, request: CommitRequest) -> tuple[Task | None, Task | None]:
-        source = self._source
+        source = self.source
         if request.root:
             return source.open(request.root), source.open(request.criu) if request.criu else None
         pid = next((client.peer.pid for client in self.clients if client.peer is not None), 0)
@@ -308,10 +309,10 @@ class Migration:
         """Held, and nobody asked: CRIU has ended, so its tasks tell what it did."""
         if self.copy:
             Deferred.fromCoroutine(self.commit("copied")).addErrback(self._unexpected)
-        elif self._source.root is None:
+        elif self.source.root is None:
             self._stay_held("it is not known which task was dumped")
         else:
-            root = Task.open(self._source.root.pid, self._source.root.started)
+            root = Task.open(self.source.root.pid, self.source.root.started)
             self._verdict = Verdict(
                 self._at.reactor,
                 self._at.clock,
@@ -383,7 +384,7 @@ class Migration:
         self._idle.cancel()
         if self._verdict is not None:
             self._verdict.stop()
-        self._source.close()
+        self.source.close()
         self.decided.fire()
 
     # Odds and ends
