@@ -183,16 +183,18 @@ class Ending:
     def __init__(self, reactor: IReactorFDSet, clock: IReactorTime, task: Task, ended: Callable[[], None]) -> None:
         self._reactor = reactor
         self._ended: Callable[[], None] | None = ended
-        self._task = task
         self._call: Any = None
+        self._pidfd = GONE
         if task.pidfd == GONE:
             self._call = clock.callLater(0, self.doRead)
         else:
+            # Its own, so that it can be taken from the reactor also after the task was closed.
+            self._pidfd = os.dup(task.pidfd)
             reactor.addReader(self)
 
     def fileno(self) -> int:
         """The pidfd."""
-        return self._task.pidfd
+        return self._pidfd
 
     def logPrefix(self) -> str:
         """For Twisted's log."""
@@ -215,8 +217,10 @@ class Ending:
         if self._call is not None and self._call.active():
             self._call.cancel()
         self._call = None
-        if self._task.pidfd >= 0:
+        if self._pidfd >= 0:
             self._reactor.removeReader(self)
+            os.close(self._pidfd)
+            self._pidfd = CLOSED
 
 
 class State(enum.Enum):
