@@ -12,7 +12,7 @@ from twisted.internet.protocol import Factory
 
 from criu_relay.admin.cache_control import CacheControl
 from criu_relay.commit.records import instance_id
-from criu_relay.daemon import Daemon, hello
+from criu_relay.daemon import Daemon, hello, patience_of
 from criu_relay.interfaces import IRestores
 from criu_relay.link.connection import LinkConnection, Ownership
 from criu_relay.link.criu_dev_receiver import OldReceiver
@@ -39,7 +39,7 @@ class Cache(Daemon):
         super().__init__(reactor, settings)
         arena = Arena(settings.memory, keep=min(WARM, settings.memory))
         self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.retain)
-        self.receiver = Receiver(self.store, self.counters)
+        self.receiver = Receiver(self.store, self.counters, reactor, patience_of(settings))
         self.store.rejected = self.receiver.rejected
         self.attachments = Attachments(reactor, cache_dialects(reactor, self._restores_of), settings.allow_uids)
         self.control = CacheControl(self)

@@ -98,12 +98,21 @@ def endpoint_of(settings: Settings) -> str:
     return settings.link or settings.criu_dev_link or f"descriptor {settings.link_fd}"
 
 
-def hello(role: Any, instance: bytes) -> Hello:
-    """What a daemon says first on a link."""
+def patience_of(settings: Settings) -> float:
+    """Seconds that what is under way waits for a lost link: an inherited one cannot be made again."""
+    return 0.0 if settings.link_fd is not None else settings.link_timeout
+
+
+def hello(role: Any, instance: bytes, session: bytes | None = None) -> Hello:
+    """What a daemon says first on a link.
+
+    @param session: of a proxy.
+    """
     return Hello(
         version=wire.VERSION,
         role=role,
         instance=instance,
         name=wire.clip(platform.node()),
         software=f"criu_relay {__version__}",
+        session=session,
     )

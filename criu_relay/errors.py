@@ -71,6 +71,10 @@ class LinkLost(RelayError):
     status = 502
 
 
+class LinkEnded(LinkLost):
+    """The peer ended the link on purpose: what was under way cannot go on over another one."""
+
+
 class ProtocolError(RelayError):
     """A peer sent what the protocol does not allow; the reason names the field."""
 

@@ -14,7 +14,7 @@ from criu_relay.admin.proxy_control import ProxyControl
 from criu_relay.commit.dumps import Dumps
 from criu_relay.commit.records import Records, instance_id
 from criu_relay.commit.surroundings import Surroundings
-from criu_relay.daemon import Daemon, endpoint_of, hello
+from criu_relay.daemon import Daemon, endpoint_of, hello, patience_of
 from criu_relay.interfaces import IDump
 from criu_relay.link.connection import LinkConnection, Ownership
 from criu_relay.link.criu_dev_outlet import OldOutlet
@@ -57,10 +57,11 @@ class Proxy(Daemon):
         if settings.criu_dev_link is not None:
             whole = max(settings.window, values.available_memory() // 2)
             return OldOutlet(reactor, settings.criu_dev_link, Arena(whole, keep=0), self.counters)
-        outlet = LinkOutlet(reactor, reactor, Arena(settings.window, keep=settings.window), self.counters)
-        greeting = hello(PROXY, self.instance)
+        arena = Arena(settings.window, keep=settings.window)
+        outlet = LinkOutlet(reactor, reactor, arena, self.counters, patience_of(settings))
 
         def made(owned: Ownership) -> LinkConnection:
+            greeting = hello(PROXY, self.instance, outlet.session)
             return LinkConnection(reactor, reactor, greeting, outlet, owned, settings.link_timeout)
 
         if settings.link_fd is not None:

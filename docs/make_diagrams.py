@@ -15,7 +15,7 @@ PAGE = Path(__file__).with_name("states.md")
 sys.path.insert(0, str(PAGE.parent.parent))
 
 from criu_relay.commit import states, tasks  # noqa: E402
-from criu_relay.link import connection  # noqa: E402
+from criu_relay.link import connection, outlet  # noqa: E402
 from criu_relay.machine import mermaid  # noqa: E402
 from criu_relay.store import generation  # noqa: E402
 
@@ -45,6 +45,12 @@ MACHINES: list[tuple[str, str, Any, Any]] = [
         "`criu_relay/link/connection.py`, the same at both ends.",
         connection.TABLE,
         connection.State.GREETING,
+    ),
+    (
+        "The link of a proxy",
+        "`criu_relay/link/outlet.py`: nothing that a session counts is sent before the cache has said where to go on.",
+        outlet.TABLE,
+        outlet.State.DOWN,
     ),
 ]
 

@@ -72,6 +72,19 @@ class OutFrame:
     header: bytes
     payload: MemfdRange | PipeRange | bytes | None = None
 
+    @property
+    def payload_size(self) -> int:
+        """In bytes."""
+        match self.payload:
+            case None:
+                return 0
+            case MemfdRange(view=view):
+                return len(view)
+            case PipeRange(count=count):
+                return count
+            case data:
+                return len(data)
+
 
 class FrameSource(Protocol):
     """Where frames to be sent come from."""

@@ -12,7 +12,7 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from criu_relay.errors import LinkLost, ProtocolError, RelayError
+from criu_relay.errors import LinkEnded, LinkLost, ProtocolError, RelayError
 from criu_relay.flow.frames import (
     USER_TIMEOUT,
     FrameWriter,
@@ -117,6 +117,7 @@ class LinkConnection(TwistedProtocol):
     """See the module. A thin shell: frames are the codec's, their meaning is the end's.
 
     @ivar peer: who is there, once up.
+    @ivar session: of the peer's hello.
     @ivar payload_bytes: payload taken since the hello.
     """
 
@@ -147,8 +148,9 @@ class LinkConnection(TwistedProtocol):
         self._socket_reader: SocketFrameReader | None = None
         self._reason: RelayError | None = None
         self._timer: Any = None
-        self.machine: Machine[State, Event] = Machine("link", TABLE, State.GREETING, self._entered)
+        self.machine: Machine[State, Event] = Machine("link", TABLE, State.GREETING, lambda state: None)
         self.peer: Owner | None = None
+        self.session = b""
         self.peer_name = ""
         self.since = 0.0
         self.payload_bytes = 0
@@ -328,6 +330,7 @@ class LinkConnection(TwistedProtocol):
             raise ProtocolError("both ends of the link are of the same kind: connect a proxy to a cache")
         self._cancel_timer()
         self.peer = Owner(WITHOUT_TLS, hello.instance)
+        self.session = hello.session
         self.peer_name = hello.name or hello.instance.hex()[:8]
         self.machine.feed(Event.HELLO)
         self.log.info("link to {peer} is up ({io})", peer=self.describe(), io=self.io)
@@ -344,7 +347,7 @@ class LinkConnection(TwistedProtocol):
 
     def _bye(self, reason: str) -> None:
         if self.machine.accepts(Event.BYE):
-            self._reason = LinkLost(reason)
+            self._reason = LinkEnded(reason)
             self._close(Event.BYE)
 
     def _close(self, event: Event) -> None:
@@ -395,6 +398,3 @@ class LinkConnection(TwistedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _entered(self, state: State) -> None:
-        pass

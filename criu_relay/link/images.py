@@ -12,6 +12,7 @@ from zope.interface import implementer
 from criu_relay.errors import Aborted, Conflict
 from criu_relay.flow.frames import MemfdRange, OutFrame, PipeRange
 from criu_relay.interfaces import IImageSink, IPassingSink, Mode, Room
+from criu_relay.link.sent import Sent
 from criu_relay.link.window import Chunk
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
@@ -89,10 +90,13 @@ class QueuedImage:
         self.release_room()
         self.migration.fail(Aborted(f"image {self.name}: {reason}"))
 
-    def next_frame(self) -> OutFrame:
-        """The next of its frames; call only when `ready`."""
+    def next_frame(self) -> tuple[OutFrame, Sent]:
+        """The next of its frames, and what is kept of it; call only when `ready`."""
         item = self._frames.popleft()
-        return OutFrame(wire.encode(item)) if isinstance(item, link_pb2.Frame) else self.extent(item)
+        if isinstance(item, link_pb2.Frame):
+            frame = OutFrame(wire.encode(item))
+            return frame, Sent(self.migration, frame, asks=item.HasField("fetch"))
+        return self.extent(item)
 
     def drop(self) -> None:
         """Nothing more of it is sent."""
@@ -130,8 +134,8 @@ class QueuedImage:
         """See L{IConsumer.write}."""
         raise NotImplementedError
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> OutFrame:
-        """The frame of a payload."""
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent]:
+        """The frame of a payload, and what is kept of it."""
         raise NotImplementedError
 
     def digest_now(self) -> bytes | None:
@@ -193,14 +197,15 @@ class OutgoingImage(QueuedImage):
             self.written(count)
             rest = rest[count:]
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> OutFrame:
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent]:
         """See L{QueuedImage.extent}."""
         assert isinstance(item, Chunk)
         if item is self._room:
             self._room = None
-        self.migration.window.scheduled(item)
         view = item.extent.view[: item.filled]
-        return OutFrame(self.header(item.offset, item.filled), MemfdRange(item.extent.fd, item.extent.offset, view))
+        payload = MemfdRange(item.extent.fd, item.extent.offset, view)
+        frame = OutFrame(self.header(item.offset, item.filled), payload)
+        return frame, Sent(self.migration, frame, item.filled, item)
 
     def digest_now(self) -> bytes | None:
         """See L{QueuedImage.digest_now}."""
@@ -253,16 +258,15 @@ class PassedImage(QueuedImage):
         for start in range(0, len(data), wire.MAX_PAYLOAD):
             self.queue(bytes(data[start : start + wire.MAX_PAYLOAD]))
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> OutFrame:
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent]:
         """See L{QueuedImage.extent}."""
         assert not isinstance(item, Chunk)
         count = item.count if isinstance(item, PipeRange) else len(item)
         header = self.header(self._sent, count)
         self._sent += count
-        self.migration.window.passed(count)
         if isinstance(item, bytes) and not self._frames:
             self._taken()
-        return OutFrame(header, item)
+        return OutFrame(header, item), Sent(self.migration, None, count)
 
     def digest_now(self) -> bytes | None:
         """See L{QueuedImage.digest_now}."""

@@ -24,6 +24,7 @@ class OutgoingMigration:
     """One migration at the sending end; see L{IOutgoing}.
 
     @ivar id: its 16 bytes.
+    @ivar told: the cache has been sent something of it.
     @ivar closed: the closing header is on its way.
     @ivar held: the cache has verified all of it.
     """
@@ -34,7 +35,7 @@ class OutgoingMigration:
         window: Window,
         fetches: Fetches,
         ready: Callable[[QueuedImage], None],
-        control: Callable[[link_pb2.Frame], None],
+        control: Callable[[OutgoingMigration, link_pb2.Frame], None],
         deliver: Callable[[bytes, bool, str], Deferred[str]],
         lost: Callable[[RelayError], None],
     ) -> None:
@@ -45,6 +46,7 @@ class OutgoingMigration:
         """
         self.id = migration
         self.window = window
+        self.told = False
         self.held = False
         self.closed = False
         self.dead: RelayError | None = None
@@ -69,7 +71,7 @@ class OutgoingMigration:
     def snapshot(self, index: int, label: str) -> None:
         """See L{IOutgoing.snapshot}."""
         self.check()
-        self._control(link_pb2.Frame(snapshot=link_pb2.Snapshot(migration=self.id, index=index, label=label)))
+        self._control(self, link_pb2.Frame(snapshot=link_pb2.Snapshot(migration=self.id, index=index, label=label)))
 
     def open_image(self, snapshot: int, name: str, mode: Mode) -> IImageSink:
         """See L{IOutgoing.open_image}."""
@@ -147,7 +149,7 @@ class OutgoingMigration:
             self._lost(error)
 
     def link_lost(self, reason: LinkLost) -> None:
-        """The link is gone: what is held stays there, everything else is lost with it."""
+        """The link is gone for good: what is held stays there, everything else is lost with it."""
         if not self.held:
             self.fail(reason)
 
@@ -169,4 +171,4 @@ class OutgoingMigration:
             self.closed = True
             frames, self._closing = self._closing, []
             for frame in frames:
-                self._control(frame)
+                self._control(self, frame)

@@ -1,4 +1,4 @@
-"""What the proxy keeps of images until the cache has taken it: extents, in the order in which they were sent."""
+"""The memory for what the proxy keeps of images until the cache has taken it, and who waits for room in it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,11 @@ class Window:
     """The bytes that were read from CRIU and not yet acknowledged, within a limit.
 
     @ivar limit: bytes; a full window pauses its producers.
-    @ivar sent: payload bytes handed to the link since its hello.
     """
 
     def __init__(self, arena: IArena) -> None:
         self._arena = arena
-        self._unacknowledged: deque[tuple[int, Chunk]] = deque()
         self._paused: deque[IPushProducer] = deque()
-        self.sent = 0
 
     @property
     def used(self) -> int:
@@ -69,37 +66,9 @@ class Window:
         if producer in self._paused:
             self._paused.remove(producer)
 
-    def scheduled(self, chunk: Chunk) -> None:
-        """The link sends this one now."""
-        self.sent += chunk.filled
-        self._unacknowledged.append((self.sent, chunk))
-
-    def passed(self, count: int) -> None:
-        """The link sends C{count} payload bytes that are not kept."""
-        self.sent += count
-
-    def acknowledged(self, count: int) -> bool:
-        """The cache has taken C{count} payload bytes since the hello.
-
-        @return: False: it cannot have, so much was not sent.
-        """
-        if count > self.sent:
-            return False
-        while self._unacknowledged and self._unacknowledged[0][0] <= count:
-            self._arena.free(self._unacknowledged.popleft()[1].extent)
-        self._resume()
-        return True
-
     def release(self, chunk: Chunk, shared: bool = False) -> None:
-        """A chunk that is not going to be sent; C{shared}: the kernel may still refer to its pages."""
+        """A chunk that is not needed any more; C{shared}: the kernel may still refer to its pages."""
         self._arena.free(chunk.extent, shared)
-        self._resume()
-
-    def link_lost(self) -> None:
-        """What was sent will never be acknowledged, and the kernel may still send it."""
-        while self._unacknowledged:
-            self._arena.free(self._unacknowledged.popleft()[1].extent, True)
-        self.sent = 0
         self._resume()
 
     def _resume(self) -> None:

@@ -116,6 +116,8 @@ def _digest(message: Any, path: str) -> None:
 
 def _hello(body: link_pb2.Hello, payload: int) -> None:
     _exactly(body.instance, ID_SIZE, "hello.instance")
+    if body.HasField("session"):
+        _exactly(body.session, ID_SIZE, "hello.session")
     _text(body, "hello", "name", "software")
 
 
@@ -159,6 +161,11 @@ def _held(body: link_pb2.Held, payload: int) -> None:
     from_peer(check_name, body.name, f"{WHAT}: field held.name")
 
 
+def _resume(body: link_pb2.Resume, payload: int) -> None:
+    if body.partial > MAX_PAYLOAD:
+        raise _wrong("resume.partial", f"is {body.partial}, more than {MAX_PAYLOAD}")
+
+
 def _fetch(body: link_pb2.Fetch, payload: int) -> None:
     if not 1 <= body.length <= MAX_PAYLOAD:
         raise _wrong("fetch.length", f"is {body.length}, not 1 to {MAX_PAYLOAD}")
@@ -179,6 +186,7 @@ _CHECKS: dict[str, Callable[[Any, int], None]] = {
     "namespace_end": _namespace_end,
     "held": _held,
     "fetch": _fetch,
+    "resume": _resume,
     "abort": _reason("abort"),
     "error": _reason("error"),
     "bye": _reason("bye"),

@@ -1,4 +1,4 @@
-"""A daemon or the link dies in mid-dump: criu fails within seconds, the task lives on, and nothing is served."""
+"""A daemon or the link dies in mid-dump and does not come back: criu fails, the task lives on, nothing is served."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ WINDOW = 16 * MIB
 PASSED = 8 * MIB
 """What the link lets through before it stands still."""
 
+GIVE_UP = ("--link-timeout", "2")
+
 STILL_SECONDS = 15.0
-"""To notice with --link-timeout 2 that the other side is silent."""
+"""To notice with L{GIVE_UP} that the other side is silent."""
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def moving(
     """A victim that is about to be dumped over a link that will stand still."""
     migration = Migration(relay, criu, victim("memory", TASK, 21))
     link = f"tcp:127.0.0.1:{forwarder.port}"
-    migration.start(proxy=["--window", str(request.param), "--link", link])
+    migration.start(cache=GIVE_UP, proxy=["--window", str(request.param), "--link", link, *GIVE_UP])
     return migration
 
 
@@ -72,7 +74,7 @@ def test_the_cache_is_killed(moving: Migration, forwarder: Forwarder) -> None:
 
 def test_the_cache_is_killed_without_anything_between(relay: Relay, criu: Criu, victim: Callable[..., Victim]) -> None:
     migration = Migration(relay, criu, victim("memory", TASK, 22))
-    migration.start(proxy=["--window", str(WINDOW)])
+    migration.start(proxy=["--window", str(WINDOW), *GIVE_UP])
     before = migration.victim.ask()
     relay.cache.signal(signal.SIGSTOP)
     run = migration.dump()
@@ -127,7 +129,7 @@ def test_the_link_is_cut(moving: Migration, forwarder: Forwarder) -> None:
 
 def test_the_cache_is_killed_while_the_script_waits(migration: Migration, gate: Gate) -> None:
     """Everything is written, nothing is held."""
-    migration.start()
+    migration.start(proxy=GIVE_UP)
     before = migration.victim.ask()
     run = migration.dump(script=gate.script)
     gate.arrive("before")
@@ -158,7 +160,7 @@ def test_there_is_no_proxy(migration: Migration) -> None:
 def test_the_cache_stands_still(relay: Relay, criu: Criu, victim: Callable[..., Victim]) -> None:
     """No end of the connection, no answer: the link is given up after its time, and stays so when the cache wakes."""
     migration = Migration(relay, criu, victim("memory", TASK, 23))
-    migration.start(proxy=["--window", str(WINDOW), "--link-timeout", "2"])
+    migration.start(cache=GIVE_UP, proxy=["--window", str(WINDOW), *GIVE_UP])
     before = migration.victim.ask()
     relay.cache.signal(signal.SIGSTOP)
     run = migration.dump()

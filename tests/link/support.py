@@ -28,8 +28,10 @@ OWNER = Owner("local", PROXY_ID)
 PATIENCE = 3600.0
 
 
-def hello(role: Any, instance: bytes = PROXY_ID, version: int = wire.VERSION, name: str = "") -> link_pb2.Hello:
-    return link_pb2.Hello(version=version, role=role, instance=instance, name=name)
+def hello(
+    role: Any, instance: bytes = PROXY_ID, version: int = wire.VERSION, name: str = "", session: bytes | None = None
+) -> link_pb2.Hello:
+    return link_pb2.Hello(version=version, role=role, instance=instance, name=name, session=session)
 
 
 def migration(value: int) -> bytes:
@@ -141,7 +143,8 @@ class Wired:
     ) -> None:
         instance = PROXY_ID if role == link_pb2.PROXY else CACHE_ID
         self.wire = Wire()
-        self.connection = LinkConnection(None, clock, hello(role, instance), end, owned)
+        session = getattr(end, "session", None)
+        self.connection = LinkConnection(None, clock, hello(role, instance, session=session), end, owned)
         self.connection.makeConnection(self.wire)
         if peer is not None:
             self.say(Frame(hello=peer))
@@ -180,13 +183,14 @@ class Loop:
         memory: int = 64 * MIB,
         arenas: tuple[Arena, Arena] | None = None,
         intake: Any = None,
+        patience: float = 0.0,
     ) -> None:
         self.clock = Clock()
         self.counters = Counters()
         self.window_arena, self.store_arena = arenas or (Arena(window, keep=window), Arena(memory, keep=memory))
-        self.outlet = LinkOutlet(None, self.clock, self.window_arena, self.counters)  # type: ignore[arg-type]
+        self.outlet = LinkOutlet(None, self.clock, self.window_arena, self.counters, patience)  # type: ignore[arg-type]
         self.store = Store(None, self.clock, self.store_arena, Counters(), PATIENCE)  # type: ignore[arg-type]
-        self.receiver = Receiver(intake or self.store, Counters())
+        self.receiver = Receiver(intake or self.store, Counters(), self.clock, patience)
         self.store.rejected = self.receiver.rejected
         self.limits: dict[str, int] = {}
         self.spoil: Callable[[str, int, bytes], bytes] = lambda way, offset, data: data

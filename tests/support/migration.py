@@ -15,8 +15,8 @@ from tests.support.victims import Victim
 DECIDE_SECONDS = 20.0
 """From the end of criu to the decision at both sides."""
 
-REFUSE_SECONDS = 5.0
-"""From the death of a daemon or of the link to the end of criu dump."""
+REFUSE_SECONDS = 7.0
+"""From the death of a daemon or of the link to the end of criu dump, with --link-timeout 2."""
 
 SILENT_SECONDS = 0.5
 """A cache that serves does so at once."""
