@@ -24,6 +24,7 @@ class OutgoingMigration:
     """One migration at the sending end; see L{IOutgoing}.
 
     @ivar id: its 16 bytes.
+    @ivar namespace: its name; "" when it is not known any more.
     @ivar told: the cache has been sent something of it.
     @ivar closed: the closing header is on its way.
     @ivar held: the cache has verified all of it.
@@ -32,6 +33,7 @@ class OutgoingMigration:
     def __init__(
         self,
         migration: bytes,
+        namespace: str,
         window: Window,
         fetches: Fetches,
         ready: Callable[[QueuedImage], None],
@@ -45,6 +47,7 @@ class OutgoingMigration:
         @param lost: the migration cannot go on.
         """
         self.id = migration
+        self.namespace = namespace
         self.window = window
         self.told = False
         self.held = False
@@ -125,8 +128,11 @@ class OutgoingMigration:
 
     # The link's side
 
-    def held_by_cache(self, count: int) -> None:
-        """The cache verified everything."""
+    def held_by_cache(self, namespace: str, count: int) -> None:
+        """The cache verified everything; under which name it would serve it is for us to verify."""
+        if self.namespace not in ("", namespace):
+            self.fail(Aborted(f"the cache holds {self.namespace} as {namespace}: the link changed what was sent"))
+            return
         self.held = True
         if self._sealing is not None:
             sealing, self._sealing = self._sealing, None

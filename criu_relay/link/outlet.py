@@ -112,7 +112,7 @@ class LinkOutlet:
 
     def begin(self, migration: bytes, namespace: str, copy: bool, lost: Callable[[RelayError], None]) -> IOutgoing:
         """See L{IOutlet.begin}."""
-        outgoing = self._outgoing(migration, lost)
+        outgoing = self._outgoing(migration, namespace, lost)
         body = link_pb2.Namespace(migration=migration, name=namespace, copy=copy)
         self._order(outgoing, link_pb2.Frame(namespace=body))
         if self.connection is None:
@@ -121,13 +121,13 @@ class LinkOutlet:
 
     def recovered(self, migration: bytes) -> IOutgoing:
         """See L{IOutlet.recovered}."""
-        outgoing = self._outgoing(migration, lambda error: None)
+        outgoing = self._outgoing(migration, "", lambda error: None)
         outgoing.told = outgoing.held = outgoing.closed = True
         return outgoing
 
-    def _outgoing(self, migration: bytes, lost: Callable[[RelayError], None]) -> OutgoingMigration:
+    def _outgoing(self, migration: bytes, namespace: str, lost: Callable[[RelayError], None]) -> OutgoingMigration:
         made = OutgoingMigration(
-            migration, self.window, self._fetches, self._image_ready, self._order, self.deliver, lost
+            migration, namespace, self.window, self._fetches, self._image_ready, self._order, self.deliver, lost
         )
         self._migrations[migration] = made
         return made
@@ -274,16 +274,18 @@ class LinkOutlet:
         if outgoing is not None and outgoing.dead is None:
             if not outgoing.closed:
                 raise ProtocolError(f"the cache holds {held.name} before its closing header was sent")
-            outgoing.held_by_cache(held.bytes)
+            outgoing.held_by_cache(held.name, held.bytes)
         elif held.migration not in self._decisions:
             self.log.warn("the cache holds {name}, which was given up here", name=held.name)
             self.deliver(held.migration, False, "its proxy has no record of a permission")
 
     def _decided(self, decided: link_pb2.Decided) -> None:
         decision = self._decisions.pop(decided.migration, None)
-        if decision is not None:
-            for fired in list(decision.waiting):
-                fired.callback(OUTCOMES[decided.outcome])
+        if decision is None:
+            # One that was asked would wait for its answer as long as the link lasts; over the next it is asked again.
+            raise ProtocolError(f"migration {decided.migration.hex()} was decided, which nobody asked for")
+        for fired in list(decision.waiting):
+            fired.callback(OUTCOMES[decided.outcome])
 
     def _refused(self, error: link_pb2.Error) -> None:
         outgoing = self._migrations.get(error.migration)

@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.criu import Criu
 from tests.support.daemons import Relay
-from tests.support.forwarder import Forwarder
+from tests.support.faults import UP, Fault, Faults
 from tests.support.gate import Gate
 from tests.support.migration import REFUSE_SECONDS, Migration
+from tests.support.polling import until
 from tests.support.victims import Victim
 
 pytestmark = pytest.mark.needs_criu
@@ -34,38 +35,38 @@ STILL_SECONDS = 15.0
 
 
 @pytest.fixture
-def forwarder(relay: Relay) -> Iterator[Forwarder]:
-    made = Forwarder(relay.port, most=PASSED)
+def faults(relay: Relay) -> Iterator[Faults]:
+    made = Faults(relay.port, Fault("stall", UP, PASSED))
     yield made
     made.close()
 
 
 @pytest.fixture(params=[WINDOW, 0], ids=["window", "zero-copy"])
 def moving(
-    relay: Relay, criu: Criu, victim: Callable[..., Victim], forwarder: Forwarder, request: pytest.FixtureRequest
+    relay: Relay, criu: Criu, victim: Callable[..., Victim], faults: Faults, request: pytest.FixtureRequest
 ) -> Migration:
     """A victim that is about to be dumped over a link that will stand still."""
     migration = Migration(relay, criu, victim("memory", TASK, 21))
-    link = f"tcp:127.0.0.1:{forwarder.port}"
+    link = f"tcp:127.0.0.1:{faults.port}"
     migration.start(cache=GIVE_UP, proxy=["--window", str(request.param), "--link", link, *GIVE_UP])
     return migration
 
 
-def stand_still(migration: Migration, forwarder: Forwarder) -> None:
+def stand_still(migration: Migration, faults: Faults) -> None:
     """Wait until the dump is in its middle and nothing moves any more."""
     migration.written(PASSED // 2)
-    assert forwarder.full.wait(30)
+    until(lambda: faults.hit("stall"), 30, "the link stands still")
 
 
-def test_the_cache_is_killed(moving: Migration, forwarder: Forwarder) -> None:
+def test_the_cache_is_killed(moving: Migration, faults: Faults) -> None:
     before = moving.victim.ask()
     waiting = moving.restore()
     moving.waiting()
     run = moving.dump()
-    stand_still(moving, forwarder)
+    stand_still(moving, faults)
     assert run.status is None
     moving.relay.cache.kill()
-    forwarder.cut()
+    faults.cut()
     assert run.wait(REFUSE_SECONDS) != 0
     moving.lives_on(before)
     moving.aborted("proxy")
@@ -95,15 +96,15 @@ def test_the_cache_is_killed_without_anything_between(relay: Relay, criu: Criu, 
     migration.moved(before, node)
 
 
-def test_the_proxy_is_killed(moving: Migration, forwarder: Forwarder) -> None:
+def test_the_proxy_is_killed(moving: Migration, faults: Faults) -> None:
     before = moving.victim.ask()
     waiting = moving.restore()
     moving.waiting()
     run = moving.dump()
-    stand_still(moving, forwarder)
+    stand_still(moving, faults)
     assert run.status is None
     moving.relay.proxy.kill()
-    forwarder.cut()
+    faults.cut()
     assert run.wait(REFUSE_SECONDS) != 0
     moving.lives_on(before)
     moving.aborted("cache")
@@ -111,14 +112,14 @@ def test_the_proxy_is_killed(moving: Migration, forwarder: Forwarder) -> None:
     moving.not_served()
 
 
-def test_the_link_is_cut(moving: Migration, forwarder: Forwarder) -> None:
+def test_the_link_is_cut(moving: Migration, faults: Faults) -> None:
     before = moving.victim.ask()
     waiting = moving.restore()
     moving.waiting()
     run = moving.dump()
-    stand_still(moving, forwarder)
+    stand_still(moving, faults)
     assert run.status is None
-    forwarder.cut()
+    faults.cut()
     assert run.wait(REFUSE_SECONDS) != 0
     moving.lives_on(before)
     moving.aborted()

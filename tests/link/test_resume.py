@@ -13,8 +13,9 @@ from criu_relay.link.receiver import Receiver
 from criu_relay.store.generation import State
 from criu_relay.store.store import Store
 from criu_relay.wire.link_pb2 import CACHE, PROXY, Frame
+from tests.link.session import FIRST, KEPT, Session, contents, states
 from tests.link.support import MIB, PATIENCE, Loop, Parsed, Producer, Wired, hello, migration, result
-from tests.link.test_session import FIRST, KEPT, Session, contents, lengths, states
+from tests.support.faults import DOWN, UP, Fault
 
 SECONDS = 30.0
 CUTS = 100
@@ -23,7 +24,7 @@ CUTS = 100
 class Remade(Loop):
     """A link that is made again at once, whenever it is cut.
 
-    @ivar cuts: where it is cut, as (direction, bytes after the one before).
+    @ivar cuts: where each connection is cut, as (direction, bytes of it).
     """
 
     def __init__(self, cuts: list[tuple[str, int]], **sizes: int) -> None:
@@ -31,15 +32,9 @@ class Remade(Loop):
         self.cuts = cuts
         self.links = 0
 
-    def _next_cut(self) -> None:
-        self.limits = {}
-        if self.cuts:
-            way, after = self.cuts.pop(0)
-            self.limits = {way: self.moved[way] + after}
-
     def connect(self, pump: bool = True) -> Loop:
         self.links += 1
-        self._next_cut()
+        self.plan = [Fault("reset", *self.cuts.pop(0))] if self.cuts else []
         return super().connect(pump)
 
     def disconnect(self) -> None:
@@ -47,7 +42,13 @@ class Remade(Loop):
         self.connect(pump=False)
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
+def lengths() -> dict[str, int]:
+    loop = Loop().connect()
+    Session(loop).run()
+    return {way: len(data) for way, data in loop.record.items()}
+
+
+@pytest.mark.parametrize("way", [UP, DOWN])
 def test_cut_at_every_byte_and_made_again(way: str) -> None:
     for at in range(1, lengths()[way]):
         loop = Remade([(way, at)], window=MIB, memory=MIB)
@@ -65,7 +66,8 @@ def test_cut_at_every_byte_and_made_again(way: str) -> None:
 def test_cut_again_and_again(seed: int) -> None:
     """At random, in either direction, also while a link resumes."""
     rolled = random.Random(seed)
-    cuts = [(rolled.choice(["up", "down"]), rolled.randrange(1, 120)) for _ in range(CUTS)]
+    span = {UP: (60, 160), DOWN: (40, 100)}
+    cuts = [(way, rolled.randrange(*span[way])) for way in rolled.choices([UP, DOWN], k=CUTS)]
     loop = Remade(cuts, window=MIB, memory=MIB)
     loop.connect()
     session = Session(loop).run()
@@ -80,7 +82,7 @@ def test_only_what_the_cache_does_not_have_is_sent_again() -> None:
     data = random.Random(1).randbytes(3 * MIB)
     total = len(data)
     rolled = random.Random(2)
-    loop = Remade([("up", rolled.randrange(1, MIB)) for _ in range(20)], window=MIB, memory=16 * MIB)
+    loop = Remade([(UP, rolled.randrange(1, MIB)) for _ in range(20)], window=MIB, memory=16 * MIB)
     loop.connect()
     lost: list[Any] = []
     outgoing = loop.outlet.begin(FIRST, "web", False, lost.append)
@@ -98,14 +100,14 @@ def test_only_what_the_cache_does_not_have_is_sent_again() -> None:
     assert states(loop) == [State.HELD]
     again = loop.counters.values["link_bytes_sent_again"]
     assert 0 < again <= (loop.links - 1) * (MIB + 4096)
-    assert loop.moved["up"] <= total + again + 100 * loop.links + 4096
+    assert len(loop.record[UP]) <= total + again + 100 * loop.links + 4096
 
 
 def begun(patience: float = SECONDS, window: int = 4 * MIB) -> tuple[Loop, Session]:
     """A migration with half an image sent."""
     loop = Loop(window=window, patience=patience).connect()
     session = Session(loop)
-    session.outgoing = loop.outlet.begin(FIRST, "web", False, session._lost)
+    session.outgoing = loop.outlet.begin(FIRST, "web", False, session.lost.append)
     session.outgoing.snapshot(1, "")
     session.sink = session.outgoing.open_image(1, "a.img", Mode.REPLACE)  # type: ignore[attr-defined]
     session.sink.write(b"alpha")  # type: ignore[attr-defined]
@@ -170,22 +172,24 @@ def test_given_up_while_the_link_is_away() -> None:
     """The cache is told, and what was sent of it leaves a gap that the others do not notice."""
     loop, session = begun()
     other = Session(loop, migration(2), "other")
-    other.outgoing = loop.outlet.begin(other.number, "other", False, other._lost)
+    other.outgoing = loop.outlet.begin(other.number, "other", False, other.lost.append)
     other.outgoing.snapshot(1, "")
-    loop.limits = {"up": loop.moved["up"] + 150}
+    loop.disconnect()
+    loop.plan = [Fault("reset", UP, 400)]
+    loop.connect()
     session.sink.write(bytes(1000))  # type: ignore[attr-defined]
     sink = other.outgoing.open_image(1, "inventory.img", Mode.REPLACE)
     sink.write(b"inv")
     loop.pump()
     assert loop.cut
     assert result(session.outgoing.decide(False, "the task has ended")) == ["aborted"]
-    loop.limits = {}
-    before = loop.moved["up"]
+    loop.plan = []
+    before = len(loop.record[UP])
     loop.connect()
     sink.end()
     held = result(other.outgoing.seal({"host": "h"}))
     loop.pump()
-    assert "gap" in Parsed().feed(bytes(loop.record["up"][before:])).kinds
+    assert "gap" in Parsed().feed(bytes(loop.record[UP][before:])).kinds
     assert held == [3]
     assert states(loop) == [State.ABORTED, State.HELD]
     assert loop.store.namespaces["web"].generations[0].reason == "the task has ended"
@@ -212,9 +216,9 @@ def test_a_second_link_of_the_same_session_replaces_the_first() -> None:
     session.sink.write(b" and more")  # type: ignore[attr-defined]
     session.sink.end()  # type: ignore[attr-defined]
     session.write("inventory.img", b"inv")
-    session.held = result(session.outgoing.seal({"host": "h"}))
+    held = result(session.outgoing.seal({"host": "h"}))
     loop.pump()
-    assert session.held == [17]
+    assert held == [17]
     assert session.lost == []
 
 
