@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 NANOSECOND = 1e-9
+LOOK = 0.01
+"""Seconds between two looks at the memory of a process: at full speed some 30 MiB come meanwhile."""
+
 BLOCK = 512
 """Bytes in a unit of st_blocks, stat(2)."""
 
@@ -69,6 +74,33 @@ def measured(pids: dict[str, int]) -> Iterator[Usage]:
     usage.rss.update({name: peak_rss(pid) for name, pid in pids.items()})
 
 
+class Watched:
+    """The peak of L{memory} within a `with` block.
+
+    @ivar peak: bytes; known at its end.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while True:
+            self.peak = max(self.peak, memory(self._pid))
+            if self._over.wait(LOOK):
+                return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
 @dataclass(frozen=True)
 class Times:
     """Seconds (CLOCK_MONOTONIC) of the first and the last byte, and how many there were."""
@@ -78,15 +110,22 @@ class Times:
     size: int
 
 
-class Program:
-    """A process that says "ready", works when it is told to, and reports times: see reference/common.h.
+class Process:
+    """A process whose CPU time and memory count.
 
     @ivar name: what rows call it.
-    @ivar cpu: CPU seconds since it was ready; known after L{end}.
+    @ivar cpu: CPU seconds; known after L{end}.
     @ivar rss: peak resident bytes; known after L{end}.
     """
 
-    def __init__(self, name: str, command: Sequence[str | Path], descriptors: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        descriptors: Iterable[int] = (),
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+    ) -> None:
         """@param descriptors: inherited by it; they are closed here, so that it alone has them."""
         self.name = name
         self.cpu = 0.0
@@ -94,12 +133,12 @@ class Program:
         self._before = 0.0
         given = list(descriptors)
         self.process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=given, text=True
+            [str(part) for part in command], stdin=stdin, stdout=stdout, pass_fds=given, text=True
         )
         for descriptor in given:
             os.close(descriptor)
 
-    def __enter__(self) -> Program:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -112,6 +151,28 @@ class Program:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+
+    def end(self) -> None:
+        """Wait for its end.
+
+        @raise RuntimeError: its exit status is not 0.
+        """
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu = usage.ru_utime + usage.ru_stime - self._before
+        self.rss = usage.ru_maxrss << 10
+        if self.process.returncode != 0:
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}")
+
+
+class Program(Process):
+    """A process that says "ready", works when it is told to, and reports times: see reference/common.h.
+
+    What it used before it was ready does not count.
+    """
+
+    def __init__(self, name: str, command: Sequence[str | Path], descriptors: Iterable[int] = ()) -> None:
+        super().__init__(name, command, descriptors, subprocess.PIPE, subprocess.PIPE)
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -139,21 +200,13 @@ class Program:
         return Times(int(first) * NANOSECOND, int(last) * NANOSECOND, int(size))
 
     def end(self) -> None:
-        """Wait for its end.
-
-        @raise RuntimeError: its exit status is not 0.
-        """
+        """See L{Process.end}."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.cpu = usage.ru_utime + usage.ru_stime - self._before
-        self.rss = usage.ru_maxrss << 10
-        if self.process.returncode != 0:
-            raise RuntimeError(f"{self.name} ended with {self.process.returncode}")
+        super().end()
 
 
-def used(programs: Iterable[Program]) -> Usage:
+def used(programs: Iterable[Process]) -> Usage:
     """What programs used that have ended."""
     ended = list(programs)
     return Usage({one.name: one.cpu for one in ended}, {one.name: one.rss for one in ended})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 
 from bench.machine import connection
 from bench.measure import Sample
@@ -61,25 +62,26 @@ def c_serve(stage: Stage) -> Sample:
     return run(server, reader(stage, reading))
 
 
-def twisted(stage: Stage, *tls: str) -> Sample:
+def twisted(stage: Stage, sender: Sequence[str] = (), receiver: Sequence[str] = ()) -> Sample:
     """Pipe -> write with registerProducer -> dataReceived -> recycled memory, as Twisted's examples do it.
 
-    @param tls: files of certificate, key and authority; none for plain TCP.
+    @param sender: its files of certificate, key and authority; none for plain TCP.
+    @param receiver: the same of the other side.
     """
     size = stage.plan.size
     command = [sys.executable, "-m", "bench.plain_twisted"]
     reading, writing = os.pipe()
-    with Program("receiver", [*command, "receive", str(size), *tls]) as receiver:
-        port = receiver.ready()
+    with Program("receiver", [*command, "receive", str(size), *receiver]) as target:
+        port = target.ready()
         with (
-            Program("sender", [*command, "send", str(reading), port, *tls], [reading]) as sender,
+            Program("sender", [*command, "send", str(reading), port, *sender], [reading]) as middle,
             writer(stage, writing, size) as source,
         ):
-            sender.ready()
+            middle.ready()
             source.ready()
             source.go()
-            began, ended = source.times(), receiver.times()
-            programs = [source, sender, receiver]
+            began, ended = source.times(), target.times()
+            programs = [source, middle, target]
             for program in programs:
                 program.end()
-            return sample(began, ended, programs)
+    return sample(began, ended, programs)

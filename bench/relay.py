@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from bench.clients import PAGES, PATIENCE, SocketDump, StreamDump, StreamRestore
 from bench.measure import Sample
@@ -17,8 +18,6 @@ from bench.references import reader, writer
 from bench.stage import Stage
 from tests.support.daemons import Relay
 from tests.support.polling import until
-
-NAMESPACE = "bench"
 
 SETTLE = 0.1
 """Seconds between two looks at memory that is on its way back: when they see the same, it has come."""
@@ -53,19 +52,30 @@ class Measured:
     """Proxy and cache.
 
     @ivar dialect: of the dumps.
+    @ivar namespace: the one that is dumped into.
+    @ivar source: directory of its dumps.
+    @ivar target: directory of its restores.
     """
 
-    def __init__(self, stage: Stage, relay: Relay, dialect: str) -> None:
+    def __init__(self, stage: Stage, relay: Relay, dialect: str, copy: bool) -> None:
         self.stage = stage
         self.relay = relay
         self.dialect = dialect
-        self.source = relay.directory(f"a/{NAMESPACE}")
-        self.target = relay.directory(f"b/{NAMESPACE}")
         self.pids = {"proxy": relay.proxy.pid, "cache": relay.cache.pid}
-        copied = {"directory": str(self.source), "namespace": NAMESPACE, "dialect": dialect, "copy": True}
-        self._call("proxy", "POST", "/v1/attachments", copied)
-        served = {"directory": str(self.target), "namespace": NAMESPACE, "dialect": "stream"}
-        self._call("cache", "POST", "/v1/attachments", served)
+        self._copy = copy
+        self._namespaces = 0
+        self.attach()
+
+    def attach(self) -> None:
+        """A namespace that is new, with directories of its own: a restore of it waits until it is dumped."""
+        self._namespaces += 1
+        self.namespace = f"bench-{self._namespaces}"
+        self.source = self.relay.directory(f"a/{self.namespace}")
+        self.target = self.relay.directory(f"b/{self.namespace}")
+        common = {"namespace": self.namespace}
+        dumped = common | {"directory": str(self.source), "dialect": self.dialect, "copy": self._copy}
+        self._call("proxy", "POST", "/v1/attachments", dumped)
+        self._call("cache", "POST", "/v1/attachments", common | {"directory": str(self.target), "dialect": "stream"})
 
     def _call(self, role: str, method: str, path: str, body: Any = None) -> None:
         status, answer = self.relay.at(role).request(method, path, body, timeout=PATIENCE)
@@ -74,24 +84,29 @@ class Measured:
 
     def permit(self) -> float:
         """What the action script does: returns when everything is held, and says when that was."""
-        self._call("proxy", "POST", f"/v1/namespaces/{NAMESPACE}/commit?timeout={PATIENCE:g}", {})
+        self._call("proxy", "POST", f"/v1/namespaces/{self.namespace}/commit?timeout={PATIENCE:g}", {})
         return time.monotonic()
 
     def committed(self) -> None:
         """Wait until a restore may have it."""
-        self._call("cache", "POST", f"/v1/namespaces/{NAMESPACE}/wait?timeout={PATIENCE:g}")
+        self._call("cache", "POST", f"/v1/namespaces/{self.namespace}/wait?timeout={PATIENCE:g}")
 
     def restored(self) -> None:
-        """What the action script of a restore says: everything is released."""
-        self._call("cache", "POST", f"/v1/namespaces/{NAMESPACE}/restored")
-        self._settle()
+        """Say what the action script of a restore says: everything is released."""
+        self._call("cache", "POST", f"/v1/namespaces/{self.namespace}/restored")
+
+    def waiting(self) -> None:
+        """Wait until a restore waits for the migration to come."""
+        until(lambda: self.relay.get("/v1/status")["waiting"], PATIENCE, "a restore waits at the cache")
 
     def discard(self) -> None:
         """Give the memory back, and wait until it is."""
-        self._call("cache", "DELETE", f"/v1/namespaces/{NAMESPACE}")
-        self._settle()
+        self._call("cache", "DELETE", f"/v1/namespaces/{self.namespace}")
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Wait until all memory is given back."""
+
         def memory() -> Any:
             return [self.relay.get("/v1/status", at=role)["memory"] for role in ("proxy", "cache")]
 
@@ -130,32 +145,93 @@ class Measured:
 
     def serve(self) -> Sample:
         """A subject: the image that was dumped before, into a pipe, from the request to the reader's last byte."""
-        restore = StreamRestore(self.target)
-        reading, writing = os.pipe()
-        with measured(self.pids) as usage, reader(self.stage, reading) as target:
-            target.ready()
-            target.go()
-            began = time.monotonic()
-            restore.ask(PAGES)
-            restore.pour(writing)
-            ended = target.times()
-            target.end()
-        restore.close()
-        own = used([target])
-        return Sample(ended.last - began, ended.size, {**own.cpu, **usage.cpu}, {**own.rss, **usage.rss})
+        with measured(self.pids) as usage:
+            began, target = self.read()
+        return Sample(target.last - began, target.size, usage.cpu, usage.rss)
+
+    def read(self) -> tuple[float, Times]:
+        """A restore reads the image: when it asked, and when it had its bytes."""
+        with Waiting(self) as restore:
+            restore.pour()
+            return restore.asked, restore.times()
+
+    def through(self) -> tuple[Sample, Sample, Sample]:
+        """A migration whose restore waits already.
+
+        @return: from the writer's first byte to the reader's last; from the writer's first to its last; from there
+            until everything was held.
+        """
+        self.attach()
+        with measured(self.pids) as usage, Waiting(self) as restore:
+            self.waiting()
+            pouring = threading.Thread(target=restore.pour)
+            pouring.start()
+            moved = self.dump(self.stage.plan.size)
+            pouring.join()
+            read = restore.times()
+        self.discard()
+        cpu, rss = {**moved.writer.cpu, **usage.cpu}, {**moved.writer.rss, **usage.rss}
+        written = moved.written
+        assert read.size == written.size
+        return (
+            Sample(read.last - written.first, written.size, cpu, rss),
+            Sample(written.last - written.first, written.size),
+            Sample(moved.held - written.last, written.size, cpu, rss),
+        )
+
+
+class Waiting:
+    """A restore that has asked for the image.
+
+    @ivar asked: when, CLOCK_MONOTONIC.
+    """
+
+    def __init__(self, ours: Measured) -> None:
+        reading, self._writing = os.pipe()
+        self._reader = reader(ours.stage, reading)
+        self._reader.ready()
+        self._reader.go()
+        self.asked = time.monotonic()
+        self._restore = StreamRestore(ours.target)
+        self._restore.ask(PAGES)
+
+    def pour(self) -> None:
+        """Let the image come."""
+        self._restore.pour(self._writing)
+
+    def times(self) -> Times:
+        """Wait for the last byte."""
+        found = self._reader.times()
+        self._reader.end()
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore.close()
+        self._reader.__exit__(None, None, None)
 
 
 @contextmanager
 def relay(
-    stage: Stage, *, proxy: Sequence[str] = (), cache: Sequence[str] = (), dialect: str = "stream"
+    stage: Stage,
+    *,
+    proxy: Sequence[str] = (),
+    cache: Sequence[str] = (),
+    dialect: str = "stream",
+    copy: bool = True,
 ) -> Iterator[Measured]:
-    """Start a proxy and a cache with these options; their logs are shown when something fails."""
+    """Start a proxy and a cache with these options; their logs are shown when something fails.
+
+    @param copy: what is dumped lives on.
+    """
     started = Relay(stage.new_folder("logs"))
     try:
         started.start_cache(*cache)
         started.start_proxy(*proxy)
         started.linked()
-        yield Measured(stage, started, dialect)
+        yield Measured(stage, started, dialect, copy)
     except BaseException:
         print(started.report())
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def table(rows: Iterable[Row]) -> str:
                 f"{row.ratio:.2f}",
                 f"{row.bound:.2f}",
                 f"{row.gb_per_s:.2f}",
-                f"{row.reference_gb_per_s:.2f}",
+                "-" if math.isnan(row.reference_gb_per_s) else f"{row.reference_gb_per_s:.2f}",
                 _by_process(row.cpu_s_per_gb, ".2f"),
                 _by_process(row.rss_mib, ".0f"),
                 "MISSED: " + ", ".join(row.misses) if row.misses else "ok",
