@@ -42,9 +42,10 @@ MACHINES: list[tuple[str, str, Any, Any]] = [
     ),
     (
         "A connection of the link",
-        "`criu_relay/link/connection.py`, the same at both ends.",
+        "`criu_relay/link/connection.py`, the same at both ends. *securing* is the TLS handshake; a plain link is"
+        " secured at once.",
         connection.TABLE,
-        connection.State.GREETING,
+        connection.State.SECURING,
     ),
 ]
 

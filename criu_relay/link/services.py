@@ -17,7 +17,8 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from criu_relay.errors import Invalid
-from criu_relay.link.connection import Inherited, LinkConnection, Ownership
+from criu_relay.link.connection import LinkConnection
+from criu_relay.link.transports import Inherited, Ownership
 
 FIRST_RETRY = 0.2
 """Seconds: a cache that is being started is there soon."""
