@@ -15,7 +15,7 @@ PAGE = Path(__file__).with_name("states.md")
 sys.path.insert(0, str(PAGE.parent.parent))
 
 from criu_relay.commit import states, tasks  # noqa: E402
-from criu_relay.link import connection  # noqa: E402
+from criu_relay.link import states as link  # noqa: E402
 from criu_relay.machine import mermaid  # noqa: E402
 from criu_relay.store import generation  # noqa: E402
 
@@ -42,10 +42,10 @@ MACHINES: list[tuple[str, str, Any, Any]] = [
     ),
     (
         "A connection of the link",
-        "`criu_relay/link/connection.py`, the same at both ends. *securing* is the TLS handshake; a plain link is"
+        "`criu_relay/link/states.py`, the same at both ends. *securing* is the TLS handshake; a plain link is"
         " secured at once.",
-        connection.TABLE,
-        connection.State.SECURING,
+        link.TABLE,
+        link.State.SECURING,
     ),
 ]
 

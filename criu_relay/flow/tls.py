@@ -233,7 +233,8 @@ class TlsChannel:
         @raise BlockingIOError: there is none now.
         """
         count = self._socket.recv_into(self._received)
-        self._cipher.received(self._received[:count])
+        if count:
+            self._cipher.received(self._received[:count])
         return count > 0
 
     def _read_handshake(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from typing import Any, Protocol
 
@@ -19,8 +18,9 @@ from criu_relay.flow.frames import USER_TIMEOUT, OutFrame
 from criu_relay.interfaces import Owner
 from criu_relay.link.credentials import Credentials
 from criu_relay.link.handshake import Handshake
+from criu_relay.link.states import TABLE, Event, State
 from criu_relay.link.transports import Ownership, open_channel
-from criu_relay.machine import Machine, Table
+from criu_relay.machine import Machine
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Frame, Hello
 
@@ -35,40 +35,6 @@ QUEUED_CONTROL_FRAMES = 1 << 16
 
 WITHOUT_TLS = "local"
 """The name of every peer without TLS."""
-
-
-class State(enum.Enum):
-    """Where a connection is."""
-
-    SECURING = "securing"
-    GREETING = "greeting"
-    UP = "up"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-class Event(enum.Enum):
-    """What happens to a connection."""
-
-    SECURED = "secured"
-    HELLO = "hello"
-    FAIL = "fail"
-    BYE = "bye"
-    LOST = "lost"
-
-
-TABLE: Table[State, Event] = {
-    (State.SECURING, Event.SECURED): State.GREETING,
-    (State.SECURING, Event.LOST): State.CLOSED,
-    (State.GREETING, Event.HELLO): State.UP,
-    (State.GREETING, Event.FAIL): State.CLOSING,
-    (State.GREETING, Event.BYE): State.CLOSING,
-    (State.GREETING, Event.LOST): State.CLOSED,
-    (State.UP, Event.FAIL): State.CLOSING,
-    (State.UP, Event.BYE): State.CLOSING,
-    (State.UP, Event.LOST): State.CLOSED,
-    (State.CLOSING, Event.LOST): State.CLOSED,
-}
 
 
 class LinkEnd(Protocol):
@@ -127,7 +93,7 @@ class LinkConnection(TwistedProtocol):
         self._control: deque[OutFrame] = deque()
         self._reason: RelayError | None = None
         self._timer: Any = None
-        self.machine: Machine[State, Event] = Machine("link", TABLE, State.SECURING, self._entered)
+        self.machine: Machine[State, Event] = Machine("link", TABLE, State.SECURING, lambda state: None)
         self.peer: Owner | None = None
         self.peer_name = ""
         self.since = 0.0
@@ -174,7 +140,7 @@ class LinkConnection(TwistedProtocol):
         """It is over, whoever ended it."""
         if reason.value is not None:
             self._channel.connection_lost(reason.value)
-        self._over(LinkLost(f"the link is lost: {reason.getErrorMessage()}"))
+        self._lost(reason.getErrorMessage())
 
     # ChannelUser, which the codec and the end have the rest of
 
@@ -189,7 +155,7 @@ class LinkConnection(TwistedProtocol):
             self.refuse(self._handshake.explain(error))
             return
         why = getattr(error, "strerror", None) or (str(error) if error else "the peer closed it")
-        self._over(LinkLost(f"the link is lost: {why}"))
+        self._lost(why)
         self._owned.abort(self.transport)
 
     # FrameTarget: received bytes on their way to the codec
@@ -377,21 +343,24 @@ class LinkConnection(TwistedProtocol):
         self._channel.stop()
         self._owned.abort(self.transport)
 
+    def _lost(self, why: str) -> None:
+        if self.machine.state is State.GREETING:
+            why += "; the peer has not said hello, its log says why"
+        self._over(LinkLost(f"the link is lost: {why}"))
+
     def _over(self, reason: RelayError) -> None:
-        if self.machine.state is State.CLOSED:
+        before = self.machine.state
+        if before is State.CLOSED:
             return
-        was_up = self.up
         self.machine.feed(Event.LOST)
         self._cancel_timer()
         self._channel.stop()
-        if was_up:
+        if before in (State.GREETING, State.UP):
             self.log.warn("{reason} (peer {peer})", reason=reason.reason, peer=self.describe())
+        if before is State.UP:
             self._end.link_down(self, reason)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _entered(self, state: State) -> None:
-        pass
