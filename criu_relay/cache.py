@@ -14,10 +14,11 @@ from criu_relay.admin.cache_control import CacheControl
 from criu_relay.commit.records import instance_id
 from criu_relay.daemon import Daemon, hello, patience_of
 from criu_relay.interfaces import IRestores
-from criu_relay.link.connection import LinkConnection, Ownership
+from criu_relay.link.connection import LinkConnection
 from criu_relay.link.criu_dev_receiver import OldReceiver
 from criu_relay.link.receiver import Receiver
 from criu_relay.link.services import InheritedLink, LinkServer
+from criu_relay.link.transports import Ownership
 from criu_relay.local.attachments import Attachments, cache_dialects
 from criu_relay.options import CacheOptions
 from criu_relay.settings import CacheSettings
@@ -35,6 +36,8 @@ WARM = 256 << 20
 class Cache(Daemon):
     """The service."""
 
+    client = False
+
     def __init__(self, reactor: Any, settings: CacheSettings) -> None:
         super().__init__(reactor, settings)
         arena = Arena(settings.memory, keep=min(WARM, settings.memory))
@@ -48,7 +51,9 @@ class Cache(Daemon):
         self._server: LinkServer | None = None
 
         def made(owned: Ownership) -> LinkConnection:
-            return LinkConnection(reactor, reactor, greeting, self.receiver, owned, settings.link_timeout)
+            return LinkConnection(
+                reactor, reactor, greeting, self.receiver, owned, settings.link_timeout, self.credentials
+            )
 
         if settings.link_fd is not None:
             InheritedLink(reactor, settings.link_fd, made).setServiceParent(self)

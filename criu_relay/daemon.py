@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+import signal
 import sys
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
@@ -17,8 +18,9 @@ from criu_relay import __version__
 from criu_relay.admin.api import ControlSite, listen_control
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.interfaces import Counters, IControl
+from criu_relay.link.credentials import Credentials, Files
 from criu_relay.local.attachments import Attachments
-from criu_relay.settings import Settings
+from criu_relay.settings import Settings, Tls
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Hello
 
@@ -29,10 +31,13 @@ FAILED = 1
 class Daemon(MultiService):
     """A service that binds CRIU's sockets and the control socket, and ends the process when it cannot.
 
+    @cvar client: it begins the TLS handshakes of its links.
     @ivar counters: what `status` and `/metrics` count.
+    @ivar credentials: of TLS; None: links are plain.
     """
 
     log = Logger()
+    client: ClassVar[bool]
 
     def __init__(self, reactor: Any, settings: Settings) -> None:
         super().__init__()
@@ -42,13 +47,27 @@ class Daemon(MultiService):
         self.began = reactor.seconds()
         self.attachments: Attachments
         self.control: IControl
+        self.credentials = self._credentials(settings.tls)
         self._ports: list[Any] = []
+
+    def _credentials(self, tls: Tls | None) -> Credentials | None:
+        if tls is None:
+            return None
+        return Credentials(Files(tls.certificate, tls.key, tls.authorities), tls.peers, self.client)
+
+    def _reload(self, number: int, frame: Any) -> None:
+        """SIGHUP, in the main thread, at any moment."""
+        if self.credentials is not None:
+            self.reactor.callFromThread(self.credentials.refresh, True)
 
     async def bind(self) -> None:
         """Bind what this daemon has besides the common sockets."""
 
     async def _start(self) -> None:
         try:
+            if self.credentials is not None:
+                self.credentials.load()
+                signal.signal(signal.SIGHUP, self._reload)
             for attached in self.settings.attachments:
                 self.attachments.attach(attached.directory, attached.namespace, attached.dialect)
             self._ports.append(await listen_control(self.reactor, self.settings.control, ControlSite(self.control)))

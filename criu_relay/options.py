@@ -19,7 +19,7 @@ from twisted.python import usage
 from criu_relay import __version__, values
 from criu_relay.admin.rundir import run_directory, socket_path, state_directory
 from criu_relay.given import Given, Keys
-from criu_relay.settings import Attached, CacheSettings, ProxySettings
+from criu_relay.settings import Attached, CacheSettings, ProxySettings, Tls
 
 __all__ = ["CacheOptions", "CacheSettings", "ProxyOptions", "ProxySettings"]
 
@@ -33,7 +33,10 @@ DEFAULT_WINDOW = "256M"
 DEFAULT_IDLE = "3600"
 DEFAULT_LINK_TIMEOUT = "30"
 
-REPEATABLE = ("stream", "images", "allow-uid")
+REPEATABLE = ("stream", "images", "allow-uid", "tls-peer")
+
+TLS_FILES = ("tls-cert", "tls-key", "tls-ca")
+"""All three or none."""
 
 TYPES: dict[str, tuple[type, ...]] = {
     "link-fd": (int,),
@@ -77,6 +80,9 @@ class _RelayOptions(usage.Options):
         ),
         _parameter("idle", "abort an open namespace without a client after so many seconds", DEFAULT_IDLE),
         _parameter("link-timeout", "give up a link without an answer after so many seconds", DEFAULT_LINK_TIMEOUT),
+        _parameter("tls-cert", "PEM file with our certificate: the link is under mutual TLS 1.3"),
+        _parameter("tls-key", "PEM file with the certificate's private key"),
+        _parameter("tls-ca", "PEM file with the CA that the peer's certificate must be from"),
         _parameter("config", "TOML file: its keys are the long names of these options; the command line wins"),
     ]
 
@@ -96,6 +102,10 @@ class _RelayOptions(usage.Options):
     def opt_allow_uid(self, value: str) -> None:
         """number of a user whose criu may connect, besides root and our own; repeatable"""
         self["allow-uid"].append(value)
+
+    def opt_tls_peer(self, value: str) -> None:
+        """DNS name or IP address that the peer's certificate must carry one of; repeatable"""
+        self["tls-peer"].append(value)
 
     def opt_version(self) -> None:
         """Display the version and exit."""
@@ -163,11 +173,14 @@ class _RelayOptions(usage.Options):
     def _common(self, given: dict[str, list[Given]]) -> dict[str, Any]:
         """The fields of L{criu_relay.settings.Settings}."""
         insecure = "insecure" in given
-        for name in ("link", "criu-dev-link"):
-            for item in given.get(name, ()):
-                self._check_link(item, item.read(self._link_address), insecure)
+        tls = self._tls(given)
+        for item in given.get("link", ()):
+            self._check_link(item, item.read(self._link_address), insecure or tls is not None)
+        for item in given.get("criu-dev-link", ()):
+            self._check_link(item, item.read(self._link_address), insecure)
         for item in given.get("link-fd", ()):
-            self._check_link(item, values.inherited_address(item.read(values.inherited_socket)), insecure)
+            address = values.inherited_address(item.read(values.inherited_socket))
+            self._check_link(item, address, insecure or tls is not None)
         default_link = None if any(name in given for name in self.exclusive) else self.default_link
         return {
             "link": _one(given, "link", str, default_link),
@@ -180,14 +193,33 @@ class _RelayOptions(usage.Options):
             "idle": _one(given, "idle", values.seconds, float(DEFAULT_IDLE)),
             "allow_uids": frozenset(item.read(values.uid) for item in given.get("allow-uid", ())),
             "link_timeout": _one(given, "link-timeout", values.seconds, float(DEFAULT_LINK_TIMEOUT)),
+            "tls": tls,
         }
+
+    def _tls(self, given: dict[str, list[Given]]) -> Tls | None:
+        some = [item for name in (*TLS_FILES, "tls-peer") for item in given.get(name, ())[-1:]]
+        missing = [f"--{name}" for name in TLS_FILES if name not in given]
+        if not some:
+            return None
+        if missing:
+            raise some[0].wrong(f"TLS needs all of its files; give {' and '.join(missing)} as well")
+        certificate, key, authorities = (
+            given[name][-1].read(partial(values.pem_file, base=given[name][-1].base)) for name in TLS_FILES
+        )
+        peers = tuple(dict.fromkeys(item.read(values.peer_name) for item in given.get("tls-peer", ())))
+        return Tls(certificate, key, authorities, peers or self._default_peers(given, some[0]))
+
+    def _default_peers(self, given: dict[str, list[Given]], tls: Given) -> tuple[str, ...]:
+        """The names that the peer's certificate may carry when none was given; empty: any."""
+        raise NotImplementedError
 
     @staticmethod
     def _check_link(item: Given, address: values.Address, insecure: bool) -> None:
         if not insecure and not address.is_local:
             where = f"the host {address.host}" if address.host else "every address of this machine"
             raise item.wrong(
-                f"{where} is beyond loopback and the link is plain; give a loopback address, or --insecure as well"
+                f"{where} is beyond loopback and the link is plain; give --tls-cert, --tls-key and --tls-ca, or"
+                " a loopback address, or --insecure as well"
             )
 
     @staticmethod
@@ -258,6 +290,14 @@ class ProxyOptions(_RelayOptions):
     def _link_address(self, text: str) -> values.Address:
         return values.client_address(text)
 
+    def _default_peers(self, given: dict[str, list[Given]], tls: Given) -> tuple[str, ...]:
+        if "criu-dev-link" in given:
+            raise tls.wrong("CRIU's own image-cache knows no TLS; leave the TLS options out, or give --link")
+        if "link-fd" in given:
+            raise tls.wrong("nothing tells the name of who is at the end of --link-fd; give --tls-peer NAME")
+        host = self._link_address(given["link"][-1].text if "link" in given else self.default_link).host
+        return (values.peer_name(host or ""),)
+
     def _build(self, given: dict[str, list[Given]]) -> None:
         window = _one(given, "window", partial(values.size_from, SMALLEST_BUFFER, or_zero=True), None)
         self._settings = ProxySettings(
@@ -299,6 +339,9 @@ class CacheOptions(_RelayOptions):
 
     def _link_address(self, text: str) -> values.Address:
         return values.server_address(text)
+
+    def _default_peers(self, given: dict[str, list[Given]], tls: Given) -> tuple[str, ...]:
+        return ()
 
     def _build(self, given: dict[str, list[Given]]) -> None:
         memory = _one(given, "memory", partial(values.size_from, SMALLEST_BUFFER), None)

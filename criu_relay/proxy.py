@@ -16,10 +16,11 @@ from criu_relay.commit.records import Records, instance_id
 from criu_relay.commit.surroundings import Surroundings
 from criu_relay.daemon import Daemon, endpoint_of, hello, patience_of
 from criu_relay.interfaces import IDump
-from criu_relay.link.connection import LinkConnection, Ownership
+from criu_relay.link.connection import LinkConnection
 from criu_relay.link.criu_dev_outlet import OldOutlet
 from criu_relay.link.outlet import LinkOutlet
 from criu_relay.link.services import InheritedLink, LinkClient
+from criu_relay.link.transports import Ownership
 from criu_relay.local.attachments import Attachments, proxy_dialects
 from criu_relay.options import ProxyOptions
 from criu_relay.settings import ProxySettings
@@ -31,6 +32,8 @@ Options = ProxyOptions
 
 class Proxy(Daemon):
     """The service."""
+
+    client = True
 
     def __init__(self, reactor: Any, settings: ProxySettings) -> None:
         super().__init__(reactor, settings)
@@ -62,7 +65,7 @@ class Proxy(Daemon):
 
         def made(owned: Ownership) -> LinkConnection:
             greeting = hello(PROXY, self.instance, outlet.session)
-            return LinkConnection(reactor, reactor, greeting, outlet, owned, settings.link_timeout)
+            return LinkConnection(reactor, reactor, greeting, outlet, owned, settings.link_timeout, self.credentials)
 
         if settings.link_fd is not None:
             InheritedLink(reactor, settings.link_fd, made).setServiceParent(self)

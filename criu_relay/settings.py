@@ -20,6 +20,21 @@ class Attached(NamedTuple):
     dialect: str
 
 
+class Tls(NamedTuple):
+    """Mutual TLS on the link.
+
+    @ivar certificate: PEM file; ours, and those between it and the CA.
+    @ivar key: PEM file of its private key.
+    @ivar authorities: PEM file of the CAs that are believed.
+    @ivar peers: names of which the peer's certificate must carry one; empty: any.
+    """
+
+    certificate: Path
+    key: Path
+    authorities: Path
+    peers: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What both services are told.
@@ -34,6 +49,7 @@ class Settings:
     @ivar idle: seconds after which an open namespace without a client aborts.
     @ivar allow_uids: users, besides our own and root, who may connect to CRIU's sockets.
     @ivar link_timeout: seconds without the peer after which a link is given up.
+    @ivar tls: None: the link is plain.
     """
 
     link: str | None
@@ -46,6 +62,7 @@ class Settings:
     idle: float
     allow_uids: frozenset[int]
     link_timeout: float
+    tls: Tls | None
 
 
 @dataclass(frozen=True, kw_only=True)

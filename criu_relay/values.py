@@ -25,7 +25,7 @@ from twisted.internet.protocol import ClientFactory, Factory
 
 from criu_relay import errors
 from criu_relay.settings import Attached
-from criu_relay.wire.names import check_name
+from criu_relay.wire.names import check_name, host_name
 
 FIRST_INHERITED = 3
 """0, 1 and 2 are standard input, output and error, which twistd replaces when it becomes a daemon."""
@@ -226,6 +226,22 @@ def state(text: str, base: Path) -> Path:
     if not text or (path.exists() and not path.is_dir()):
         raise ValueError("not a directory; give one, it is created when it is missing")
     return path
+
+
+def pem_file(text: str, base: Path) -> Path:
+    """A file; whether it can be read shows when it is read."""
+    path = _resolved(text, base)
+    if path.is_dir() or not text:
+        raise ValueError("not a file; give one, such as criu-relay make-certs writes")
+    return path
+
+
+def peer_name(text: str) -> str:
+    """A DNS name or an IP address that a certificate may carry."""
+    try:
+        return host_name(text, "the name")
+    except errors.Invalid as error:
+        raise ValueError(f"neither a DNS name nor an IP address; {error.hint}") from error
 
 
 def available_memory() -> int:

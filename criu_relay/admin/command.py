@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from criu_relay import __version__
@@ -124,6 +125,9 @@ def parser() -> Parser:
     one = command("import", import_, "send a directory of images as a namespace")
     one.add_argument("directory", metavar="DIR")
     one.add_argument("namespace", metavar="NAMESPACE", type=_name)
+    one = command("make-certs", make_certs, "write a CA and certificates for TLS on the link")
+    one.add_argument("directory", metavar="DIR", type=Path, help="a CA that is there already is used again")
+    one.add_argument("names", metavar="NAME", nargs="+", help="DNS name or IP address of a host")
     return top
 
 
@@ -275,6 +279,14 @@ def export(options: argparse.Namespace) -> None:
 def import_(options: argparse.Namespace) -> None:
     """`criu-relay import`."""
     _tell(files.import_images(choose(options.control), options.directory, options.namespace))
+
+
+def make_certs(options: argparse.Namespace) -> None:
+    """`criu-relay make-certs`."""
+    # The cryptography package takes longer to import than the other commands take in all.
+    from criu_relay.admin.certificates import make
+
+    _print([plain(str(path)) for path in make(options.directory, options.names)])
 
 
 if __name__ == "__main__":

@@ -116,6 +116,24 @@ class FrameWriter(Protocol):
         """Send nothing more."""
 
 
+def gather(source: FrameSource) -> tuple[bytearray, MemfdRange | PipeRange | None]:
+    """The next frames of a source, at least one unless there is none, for as few system calls as possible.
+
+    @return: headers with the small payloads, and the large payload that comes after them, if any.
+    """
+    head = bytearray()
+    while len(head) < GATHERED:
+        frame = source.next_frame()
+        if frame is None:
+            break
+        head += frame.header
+        payload = frame.payload
+        if isinstance(payload, PipeRange) or (isinstance(payload, MemfdRange) and len(payload.view) > COPIED_PAYLOAD):
+            return head, payload
+        head += payload.view if isinstance(payload, MemfdRange) else payload or b""
+    return head, None
+
+
 @implementer(IPullProducer)
 class SocketFrameWriter:
     """Sends frames on the socket of a Twisted transport, as its pull producer.
@@ -195,22 +213,7 @@ class SocketFrameWriter:
         return count
 
     def _gather(self) -> bool:
-        head = bytearray()
-        while len(head) < GATHERED and self._payload is None:
-            frame = self._source.next_frame()
-            if frame is None:
-                break
-            head += frame.header
-            payload = frame.payload
-            if isinstance(payload, MemfdRange):
-                if len(payload.view) > COPIED_PAYLOAD:
-                    self._payload = payload
-                else:
-                    head += payload.view
-            elif isinstance(payload, PipeRange):
-                self._payload = payload
-            elif payload is not None:
-                head += payload
+        head, self._payload = gather(self._source)
         self._head = memoryview(head)
         return bool(head)
 

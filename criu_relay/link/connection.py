@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from typing import Any, Protocol
 
+from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol as TwistedProtocol
@@ -13,23 +13,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from criu_relay.errors import LinkEnded, LinkLost, ProtocolError, RelayError
-from criu_relay.flow.frames import (
-    USER_TIMEOUT,
-    FrameWriter,
-    OutFrame,
-    SocketFrameReader,
-    SocketFrameWriter,
-    TransportFrameWriter,
-    socket_of,
-    tune,
-)
+from criu_relay.flow.channel import Channel
+from criu_relay.flow.frames import USER_TIMEOUT, OutFrame
 from criu_relay.interfaces import Owner
-from criu_relay.machine import Machine, Table
+from criu_relay.link.credentials import Credentials
+from criu_relay.link.handshake import Handshake
+from criu_relay.link.states import TABLE, Event, State
+from criu_relay.link.transports import Ownership, address_of, open_channel
+from criu_relay.machine import Machine
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Frame, Hello
 
 GREETING_SECONDS = 10.0
-"""A peer says hello at once; one that does not holds a connection for no longer than this."""
+"""A peer goes through TLS and says hello at once; one that does not holds a connection for no longer than this."""
 
 FLUSH_SECONDS = 5.0
 """An error or bye frame is worth this long to a peer that does not read."""
@@ -39,36 +35,6 @@ QUEUED_CONTROL_FRAMES = 1 << 16
 
 WITHOUT_TLS = "local"
 """The name of every peer without TLS."""
-
-
-class State(enum.Enum):
-    """Where a connection is."""
-
-    GREETING = "greeting"
-    UP = "up"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-class Event(enum.Enum):
-    """What happens to a connection."""
-
-    HELLO = "hello"
-    FAIL = "fail"
-    BYE = "bye"
-    LOST = "lost"
-
-
-TABLE: Table[State, Event] = {
-    (State.GREETING, Event.HELLO): State.UP,
-    (State.GREETING, Event.FAIL): State.CLOSING,
-    (State.GREETING, Event.BYE): State.CLOSING,
-    (State.GREETING, Event.LOST): State.CLOSED,
-    (State.UP, Event.FAIL): State.CLOSING,
-    (State.UP, Event.BYE): State.CLOSING,
-    (State.UP, Event.LOST): State.CLOSED,
-    (State.CLOSING, Event.LOST): State.CLOSED,
-}
 
 
 class LinkEnd(Protocol):
@@ -90,29 +56,6 @@ class LinkEnd(Protocol):
         """A connection that was up is over."""
 
 
-class Ownership:
-    """A connection that is ours: it is closed when the link ends."""
-
-    def lose(self, transport: Any) -> None:
-        """End it in good order."""
-        transport.loseConnection()
-
-    def abort(self, transport: Any) -> None:
-        """End it at once."""
-        transport.abortConnection()
-
-
-class Inherited(Ownership):
-    """A connection that somebody else made (--link-fd): it is left alone, neither shut down nor reset."""
-
-    def lose(self, transport: Any) -> None:
-        """Stop using it."""
-        transport.stopReading()
-        transport.stopWriting()
-
-    abort = lose
-
-
 class LinkConnection(TwistedProtocol):
     """See the module. A thin shell: frames are the codec's, their meaning is the end's.
 
@@ -132,11 +75,15 @@ class LinkConnection(TwistedProtocol):
         end: LinkEnd,
         owned: Ownership | None = None,
         user_timeout: float = USER_TIMEOUT,
+        credentials: Credentials | None = None,
     ) -> None:
         """
         @param owned: how its transport is ended.
         @param user_timeout: seconds without an acknowledgement of the peer's kernel that end it.
+        @param credentials: for TLS; None: the link is plain.
         """
+        self._credentials = credentials
+        self._handshake: Handshake | None = None
         self._user_timeout = user_timeout
         self._owned = owned or Ownership()
         self._reactor = reactor
@@ -145,10 +92,9 @@ class LinkConnection(TwistedProtocol):
         self._end = end
         self._reader = wire.FrameReader(self)
         self._control: deque[OutFrame] = deque()
-        self._socket_reader: SocketFrameReader | None = None
         self._reason: RelayError | None = None
         self._timer: Any = None
-        self.machine: Machine[State, Event] = Machine("link", TABLE, State.GREETING, lambda state: None)
+        self.machine: Machine[State, Event] = Machine("link", TABLE, State.SECURING, lambda state: None)
         self.peer: Owner | None = None
         self.session = b""
         self.peer_name = ""
@@ -156,7 +102,7 @@ class LinkConnection(TwistedProtocol):
         self.payload_bytes = 0
         self.round_trip: float | None = None
         self._pinged: dict[int, float] = {}
-        self._writer: FrameWriter
+        self._channel: Channel
 
     @property
     def up(self) -> bool:
@@ -171,33 +117,48 @@ class LinkConnection(TwistedProtocol):
     @property
     def io(self) -> str:
         """How bytes move, for `status`."""
-        return f"{self._writer.path}, {self._socket_reader.path if self._socket_reader else 'dataReceived'}"
+        return self._channel.path
+
+    @property
+    def waiting(self) -> bool:
+        """It has not come so far that frames are exchanged."""
+        return self.machine.state in (State.SECURING, State.GREETING)
 
     # Twisted's side
 
     def connectionMade(self) -> None:
-        """Choose how bytes move, and say hello."""
+        """Choose how bytes move, make sure of the peer, and say hello."""
         self.since = self._clock.seconds()
-        socket = socket_of(self.transport)
-        if socket is None:
-            self._writer = TransportFrameWriter(self.transport, self)
-        else:
-            tune(socket, self._user_timeout)
-            self._writer = SocketFrameWriter(self.transport, self, self._send_failed)
-            self.transport.pauseProducing()
-            self._socket_reader = SocketFrameReader(self._reactor, socket, self, self._turn_ended, self._read_ended)
-            self._socket_reader.start()
         self._timer = self._clock.callLater(GREETING_SECONDS, self._silent)
-        self.send(Frame(hello=self._hello))
+        self._handshake = self._credentials.handshake() if self._credentials else None
+        self._channel = open_channel(self._reactor, self.transport, self, self._handshake, self._user_timeout)
+        self._channel.start()
 
     def dataReceived(self, data: bytes) -> None:
         """The way for transports without a socket of their own."""
-        self.feed(data)
-        self._turn_ended()
+        self._channel.data_received(data)
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         """It is over, whoever ended it."""
-        self._over(LinkLost(f"the link is lost: {reason.getErrorMessage()}"))
+        if reason.value is not None:
+            self._channel.connection_lost(reason.value)
+        self._lost(reason.getErrorMessage())
+
+    # ChannelUser, which the codec and the end have the rest of
+
+    def secured(self) -> None:
+        """The peer is who it must be, or the link is plain."""
+        self.machine.feed(Event.SECURED)
+        self.send(Frame(hello=self._hello))
+
+    def ended(self, error: BaseException | None) -> None:
+        """The channel is over: the peer ended it, or it broke."""
+        if self._handshake and (self.machine.state is State.SECURING or isinstance(error, SSL.Error)):
+            self.refuse(self._handshake.explain(error))
+            return
+        why = getattr(error, "strerror", None) or (str(error) if error else "the peer closed it")
+        self._lost(why)
+        self._owned.abort(self.transport)
 
     # FrameTarget: received bytes on their way to the codec
 
@@ -221,7 +182,8 @@ class LinkConnection(TwistedProtocol):
             except RelayError as error:
                 self.fail(error)
 
-    def _turn_ended(self) -> None:
+    def turn_ended(self) -> None:
+        """All that came in this turn was handled."""
         if self.up:
             self._end.turn_ended(self)
 
@@ -265,12 +227,12 @@ class LinkConnection(TwistedProtocol):
             self._owned.abort(self.transport)
             return
         self._control.append(OutFrame(wire.encode(frame), payload))
-        self._writer.wake()
+        self._channel.wake()
 
     def wake(self) -> None:
         """The end has image data to send."""
         if self.up:
-            self._writer.wake()
+            self._channel.wake()
 
     def next_frame(self) -> OutFrame | None:
         """What the writer sends next."""
@@ -304,13 +266,23 @@ class LinkConnection(TwistedProtocol):
         if self.machine.accepts(Event.BYE):
             self.send(Frame(bye={"reason": wire.clip(reason)}))
             self._bye(reason)
+        elif self.machine.state is State.SECURING:
+            self._over(LinkLost(reason))
+            self._owned.lose(self.transport)
+
+    def refuse(self, reason: RelayError) -> None:
+        """This peer gets nothing from us."""
+        if self.open:
+            self.log.error("link to {peer} is refused: {reason}", peer=self.describe(), reason=reason.reason)
+            self._over(reason)
+            self._owned.lose(self.transport)
 
     def status(self) -> dict[str, Any]:
         """For `status`."""
         return {
             "name": self.peer_name,
             "instance": self.peer.instance.hex() if self.peer else "",
-            "address": str(self.transport.getPeer()),
+            "address": address_of(self.transport),
             "since_s": self._clock.seconds() - self.since,
             "bytes": self.payload_bytes,
             "io": self.io,
@@ -319,7 +291,7 @@ class LinkConnection(TwistedProtocol):
 
     def describe(self) -> str:
         """The peer, for people."""
-        return self.peer_name or str(self.transport.getPeer() if self.transport else "nobody")
+        return self.peer_name or (address_of(self.transport) if self.transport else "") or "nobody"
 
     # How it ends
 
@@ -329,9 +301,10 @@ class LinkConnection(TwistedProtocol):
         if hello.role == self._hello.role:
             raise ProtocolError("both ends of the link are of the same kind: connect a proxy to a cache")
         self._cancel_timer()
-        self.peer = Owner(WITHOUT_TLS, hello.instance)
+        secured = self._handshake.peer if self._handshake else ""
+        self.peer = Owner(secured or WITHOUT_TLS, hello.instance)
         self.session = hello.session
-        self.peer_name = hello.name or hello.instance.hex()[:8]
+        self.peer_name = secured or hello.name or hello.instance.hex()[:8]
         self.machine.feed(Event.HELLO)
         self.log.info("link to {peer} is up ({io})", peer=self.describe(), io=self.io)
         self._end.link_up(self)
@@ -343,6 +316,8 @@ class LinkConnection(TwistedProtocol):
 
     def _silent(self) -> None:
         self._timer = None
+        if self.machine.state is State.SECURING:
+            self.refuse(ProtocolError(f"the peer did not finish the TLS handshake in {GREETING_SECONDS:.0f} s"))
         self.fail(ProtocolError(f"the peer did not say hello in {GREETING_SECONDS:.0f} s"))
 
     def _bye(self, reason: str) -> None:
@@ -355,43 +330,37 @@ class LinkConnection(TwistedProtocol):
         self._cancel_timer()
         self.machine.feed(event)
         self._timer = self._clock.callLater(FLUSH_SECONDS, self._abort)
-        if self._socket_reader:
-            self._socket_reader.stop()
+        self._channel.stop_reading()
         if was_up:
             assert self._reason is not None
             self._end.link_down(self, self._reason)
-        self._writer.wake()
+        self._channel.wake()
 
     def _flushed(self) -> None:
         if self.machine.state is State.CLOSING:
-            self._writer.stop()
+            self._channel.stop()
             self._owned.lose(self.transport)
 
     def _abort(self) -> None:
         self._timer = None
-        self._writer.stop()
+        self._channel.stop()
         self._owned.abort(self.transport)
 
-    def _send_failed(self, error: OSError) -> None:
-        self._over(LinkLost(f"the link is lost: {error.strerror}"))
-        self._owned.abort(self.transport)
-
-    def _read_ended(self, error: Exception | None) -> None:
-        why = getattr(error, "strerror", None) or (str(error) if error else "the peer closed it")
+    def _lost(self, why: str) -> None:
+        if self.machine.state is State.GREETING:
+            why += "; the peer has not said hello, its log says why"
         self._over(LinkLost(f"the link is lost: {why}"))
-        self._owned.abort(self.transport)
 
     def _over(self, reason: RelayError) -> None:
-        if self.machine.state is State.CLOSED:
+        before = self.machine.state
+        if before is State.CLOSED:
             return
-        was_up = self.up
         self.machine.feed(Event.LOST)
         self._cancel_timer()
-        self._writer.stop()
-        if self._socket_reader:
-            self._socket_reader.stop()
-        if was_up:
+        self._channel.stop()
+        if before in (State.GREETING, State.UP):
             self.log.warn("{reason} (peer {peer})", reason=reason.reason, peer=self.describe())
+        if before is State.UP:
             self._end.link_down(self, reason)
 
     def _cancel_timer(self) -> None:

@@ -13,9 +13,10 @@ from zope.interface import implementer
 
 from criu_relay.errors import RelayError
 from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner, Room
-from criu_relay.link.connection import LinkConnection, Ownership
+from criu_relay.link.connection import LinkConnection
 from criu_relay.link.outlet import LinkOutlet
 from criu_relay.link.receiver import Receiver
+from criu_relay.link.transports import Ownership
 from criu_relay.store.arena import Arena
 from criu_relay.store.store import Store
 from criu_relay.wire import link as wire

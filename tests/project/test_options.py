@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDES = [ProxyOptions, CacheOptions]
 PROXY_KEYS = [
     *("allow-uid", "control", "criu-dev-link", "idle", "images", "insecure", "link", "link-fd", "link-timeout"),
-    *("state", "stream", "window"),
+    *("state", "stream", "tls-ca", "tls-cert", "tls-key", "tls-peer", "window"),
 ]
+TLS_FILES = ["--tls-cert", "node.crt", "--tls-key", "node.key", "--tls-ca", "ca.crt"]
 CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain"}) - {"window"})
 
 
@@ -74,6 +75,7 @@ def test_proxy_defaults() -> None:
         idle=3600.0,
         allow_uids=frozenset(),
         link_timeout=30.0,
+        tls=None,
         window=256 * 2**20,
     )
 
@@ -91,6 +93,7 @@ def test_cache_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         idle=3600.0,
         allow_uids=frozenset(),
         link_timeout=30.0,
+        tls=None,
         memory=5 * 2**30,
         retain=False,
     )
@@ -295,7 +298,7 @@ def test_client_endpoints(name: str, text: str, local: bool) -> None:
     else:
         line = refusal(ProxyOptions, f"--{name}", text)
         assert line.startswith(f"--{name} {text}: the host ")
-        assert line.endswith("is beyond loopback and the link is plain; give a loopback address, or --insecure as well")
+        assert "is beyond loopback and the link is plain; give --tls-cert, --tls-key and --tls-ca, or" in line
 
 
 @pytest.mark.parametrize(
@@ -468,6 +471,7 @@ def test_file(tmp_path: Path) -> None:
         idle=2.5,
         allow_uids=frozenset({5, 6}),
         link_timeout=7.0,
+        tls=None,
         window=2 * 2**20,
     )
 
@@ -491,6 +495,7 @@ def test_command_line_wins(tmp_path: Path) -> None:
         idle=9.0,
         allow_uids=frozenset({1}),
         link_timeout=8.0,
+        tls=None,
         window=3 * 2**20,
     )
 
@@ -575,7 +580,8 @@ def test_examples_in_conf(name: str, side: type[ProxyOptions] | type[CacheOption
         alone = line.removeprefix("#").replace("/run/web", str(directory))
         if key == "link-fd":
             continue
-        parse(side, "--config", write(tmp_path / "one.toml", alone), "--insecure")
+        files = TLS_FILES if key.startswith("tls-") else []
+        parse(side, "--config", write(tmp_path / "one.toml", alone), "--insecure", *files)
     assert sorted(keys) == (PROXY_KEYS if side is ProxyOptions else CACHE_KEYS)
 
 
