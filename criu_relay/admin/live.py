@@ -16,7 +16,7 @@ from criu_relay.admin.text import plain, shortened, size, span
 IMAGES = 8
 
 #: Columns of a bar.
-BAR = 20
+BAR = 16
 
 #: Columns of the names of namespaces and images, at most.
 NAME = 32
@@ -73,7 +73,8 @@ def _memory(memory: dict[str, Any]) -> RenderableType:
 
 def _namespaces(namespaces: list[dict[str, Any]], details: dict[str, Any], rates: dict[str, float]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("NAMESPACE", no_wrap=True, overflow="ellipsis", max_width=NAME)
+    # The one column that gives way: the others are as wide as what is in them.
+    table.add_column("NAMESPACE", max_width=NAME)
     table.add_column("STATE", no_wrap=True)
     table.add_column("", width=BAR)
     for name in ("BYTES", "RATE", "LEFT"):
@@ -83,7 +84,7 @@ def _namespaces(namespaces: list[dict[str, Any]], details: dict[str, Any], rates
         per_second = rates.get(one["migration"], 0.0)
         left = eta(one, per_second) if moving else None
         table.add_row(
-            Text(shortened(one["name"], NAME), "bold"),
+            _text(shortened(one["name"], NAME), "bold"),
             Text(one["state"], _STYLES.get(one["state"], "cyan" if moving else "green")),
             _bar(one),
             size(one["bytes"]) + (f" of {size(one['expected'])}" if one["expected"] else ""),
@@ -98,13 +99,17 @@ def _namespaces(namespaces: list[dict[str, Any]], details: dict[str, Any], rates
         for index, image in images[-IMAGES:]:
             state = "complete" if image["complete"] else "writing"
             name = shortened(f"{index}/{image['name']}", NAME - 2)
-            table.add_row(Text(f"  {name}"), Text(state, "dim"), "", size(image["size"]), "", "")
+            table.add_row(_text(f"  {name}"), Text(state, "dim"), "", size(image["size"]), "", "")
     return table
 
 
 def _bar(namespace: dict[str, Any]) -> RenderableType:
-    if namespace["state"] not in MOVING:
-        return "" if namespace["state"] in ("aborted", "lost") else ProgressBar(total=1, completed=1, width=BAR)
+    state = namespace["state"]
+    if state in ("aborted", "lost"):
+        return ""
+    if state not in MOVING:
+        return ProgressBar(total=1, completed=1, width=BAR, finished_style=_STYLES.get(state, "green"))
+    expected = namespace["expected"]
     return ProgressBar(
-        total=namespace["expected"], completed=namespace["bytes"], width=BAR, pulse=not namespace["expected"]
+        total=expected, completed=namespace["bytes"], width=BAR, pulse=not expected, complete_style="cyan"
     )
