@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import sys
@@ -15,7 +16,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from criu_relay import __version__
-from criu_relay.admin.api import ControlSite, listen_control
+from criu_relay.admin.api import ControlSite, Handlers
+from criu_relay.admin.listen import listen_control
+from criu_relay.admin.page import Page
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.interfaces import Counters, IControl
 from criu_relay.link.credentials import Credentials, Files
@@ -70,10 +73,23 @@ class Daemon(MultiService):
                 signal.signal(signal.SIGHUP, self._reload)
             for attached in self.settings.attachments:
                 self.attachments.attach(attached.directory, attached.namespace, attached.dialect)
-            self._ports.append(await listen_control(self.reactor, self.settings.control, ControlSite(self.control)))
+            await self._listen()
             await self.bind()
         except CannotListenError as error:
             raise Conflict(f"cannot listen on {error.interface}:{error.port}: {error.socketError}") from error
+
+    async def _listen(self) -> None:
+        """Bind what people and their tools look through."""
+        settings = self.settings
+        page = Page(self.control, self.counters, self.reactor)
+        page.setServiceParent(self)
+        handlers = Handlers(self.control, page)
+        site = ControlSite(handlers.routes(), self.reactor)
+        self._ports.append(await listen_control(self.reactor, settings.control, site))
+        if settings.metrics is not None:
+            site = ControlSite(handlers.looking(), self.reactor, settings.insecure)
+            port = await listen_control(self.reactor, settings.metrics, site, "metrics", settings.insecure)
+            self._ports.append(port)
 
     def startService(self) -> None:
         """Start every part.
@@ -109,7 +125,20 @@ class Daemon(MultiService):
 
     def common_status(self) -> dict[str, Any]:
         """The part of `status` that both daemons have."""
-        return {"version": __version__, "uptime_s": self.reactor.seconds() - self.began}
+        counters = self.counters
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": self.reactor.seconds() - self.began,
+            "counters": dict(counters.values),
+            "times": {
+                name: {"counts": list(times.counts), "total_s": times.total} for name, times in counters.times.items()
+            },
+            "failures": [
+                {"at": failed.at, "what": failed.what, "cause": failed.cause.value, "reason": failed.reason}
+                for failed in reversed(counters.failures)
+            ],
+        }
 
 
 def endpoint_of(settings: Settings) -> str:

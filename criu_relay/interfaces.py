@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from zope.interface import Attribute, Interface
+
+from criu_relay.counters import Counters as Counters
+from criu_relay.errors import Cause
 
 
 class Mode(enum.Enum):
@@ -265,7 +268,7 @@ class IIntake(Interface):
     def held(owner: Owner) -> list[tuple[bytes, str, int]]:
         """Migrations of `owner` that wait for a decision: (migration, namespace, bytes)."""
 
-    def link_lost(owner: Owner, migrations: Sequence[bytes], reason: str) -> None:
+    def link_lost(owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> None:
         """The link that carried them is gone: those not yet held abort."""
 
 
@@ -374,14 +377,3 @@ class IControl(Interface):
 
         @param migration: in hex: add to this one only, which may be over; empty: to the open one, or a new one.
         """
-
-
-@dataclass
-class Counters:
-    """Counts that only grow, by name; what `/metrics` shows."""
-
-    values: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, count: int = 1) -> None:
-        """Add `count` to the counter `name`."""
-        self.values[name] = self.values.get(name, 0) + count

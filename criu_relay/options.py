@@ -33,6 +33,9 @@ DEFAULT_WINDOW = "256M"
 DEFAULT_IDLE = "3600"
 DEFAULT_LINK_TIMEOUT = "30"
 
+SERVED = ("unix", "tcp", "tcp6")
+"""Kinds of endpoints that people and their tools connect to."""
+
 REPEATABLE = ("stream", "images", "allow-uid", "tls-peer")
 
 TLS_FILES = ("tls-cert", "tls-key", "tls-ca")
@@ -83,6 +86,7 @@ class _RelayOptions(usage.Options):
         _parameter("tls-cert", "PEM file with our certificate: the link is under mutual TLS 1.3"),
         _parameter("tls-key", "PEM file with the certificate's private key"),
         _parameter("tls-ca", "PEM file with the CA that the peer's certificate must be from"),
+        _parameter("metrics", "endpoint for Prometheus and browsers, read-only, such as tcp:9877:interface=127.0.0.1"),
         _parameter("config", "TOML file: its keys are the long names of these options; the command line wins"),
     ]
 
@@ -189,6 +193,7 @@ class _RelayOptions(usage.Options):
             "state": self._state(given),
             "attachments": _attachments(given),
             "control": self._control(given),
+            "metrics": self._console(given, "metrics", insecure),
             "insecure": insecure,
             "idle": _one(given, "idle", values.seconds, float(DEFAULT_IDLE)),
             "allow_uids": frozenset(item.read(values.uid) for item in given.get("allow-uid", ())),
@@ -235,8 +240,19 @@ class _RelayOptions(usage.Options):
             # Twisted's own quoting is for the value of a keyword, where "=" is no more special.
             return "unix:" + path.replace("=", r"\=")
         item = given["control"][-1]
-        if not item.read(partial(values.server_address, kinds=("unix", "tcp", "tcp6"))).is_local:
+        if not item.read(partial(values.server_address, kinds=SERVED)).is_local:
             raise item.wrong("whoever reaches it commands this service; give a unix: endpoint, or a loopback address")
+        return item.text
+
+    @staticmethod
+    def _console(given: dict[str, list[Given]], name: str, insecure: bool) -> str | None:
+        """An endpoint that people and their tools connect to."""
+        if name not in given:
+            return None
+        item = given[name][-1]
+        address = item.read(partial(values.server_address, kinds=SERVED))
+        if not insecure and not address.is_local:
+            raise item.wrong("other machines could reach it; give a loopback address, or --insecure as well")
         return item.text
 
 

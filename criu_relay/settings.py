@@ -45,6 +45,7 @@ class Settings:
     @ivar state: directory; need not exist.
     @ivar attachments: where CRIU's sockets are bound from the start.
     @ivar control: endpoint description of the control API.
+    @ivar metrics: endpoint description of what may be looked at; None: only at `control`.
     @ivar insecure: plain links beyond this machine are allowed.
     @ivar idle: seconds after which an open namespace without a client aborts.
     @ivar allow_uids: users, besides our own and root, who may connect to CRIU's sockets.
@@ -58,6 +59,7 @@ class Settings:
     state: Path
     attachments: tuple[Attached, ...]
     control: str
+    metrics: str | None
     insecure: bool
     idle: float
     allow_uids: frozenset[int]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -44,7 +43,6 @@ class CacheControl:
         ]
         return cache.common_status() | {
             "role": self.role,
-            "pid": os.getpid(),
             "instance": cache.instance.hex(),
             "link": {
                 "state": "up" if cache.receiver.links else "listening",
@@ -56,7 +54,6 @@ class CacheControl:
             "attachments": [attachment.described() for attachment in cache.attachments],
             "namespaces": self.namespaces(),
             "waiting": waiting,
-            "counters": dict(cache.counters.values),
         }
 
     def namespaces(self) -> list[dict[str, Any]]:

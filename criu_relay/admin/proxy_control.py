@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
@@ -11,7 +10,7 @@ from zope.interface import implementer
 from criu_relay.admin.limits import limited
 from criu_relay.commit.migration import Migration
 from criu_relay.daemon import endpoint_of
-from criu_relay.errors import Aborted, Conflict, Invalid
+from criu_relay.errors import Aborted, Cause, Conflict, Invalid
 from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
 from criu_relay.wire.names import check_name
 
@@ -38,14 +37,12 @@ class ProxyControl:
         link = proxy.outlet.describe() | {"endpoint": endpoint_of(proxy.settings)}
         return proxy.common_status() | {
             "role": self.role,
-            "pid": os.getpid(),
             "instance": proxy.instance.hex(),
             "link": {"error": ""} | link,
             "memory": {"used": window.used, "limit": window.limit, "recycled": window.recycled},
             "attachments": [attachment.described() for attachment in proxy.attachments],
             "namespaces": self.namespaces(),
             "waiting": [],
-            "counters": dict(proxy.counters.values),
         }
 
     def namespaces(self) -> list[dict[str, Any]]:
@@ -88,15 +85,19 @@ class ProxyControl:
         dump = self._proxy.dumps.namespace(name)
         if request.migration:
             named = dump.named(request.migration)
-            await named.permit(request)
-            return self._described(named)
+            return await self._permit(named, request)
         newest = dump.newest
         if newest is not None and newest.over and request.criu and request.criu in newest.pids:
             raise Aborted(f"the dump was given up: {newest.reason}", hint=newest.hint)
         beginning = Deferred.fromCoroutine(dump.undecided_or_next(following=True))
         what = f"no dump has come to namespace {name}: is criu run with --stream -D and the attached directory,"
         migration = await limited(beginning, SCRIPT_GRACE if request.root else None, self._proxy.reactor, what)
+        return await self._permit(migration, request)
+
+    async def _permit(self, migration: Migration, request: CommitRequest) -> dict[str, Any]:
+        asked = self._proxy.reactor.seconds()
         await migration.permit(request)
+        self._proxy.counters.took("commit", self._proxy.reactor.seconds() - asked)
         return self._described(migration)
 
     def restored(self, name: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class ProxyControl:
         count = migration.bytes
         if migration.over:
             raise Conflict(f"namespace {name} is {migration.state.value} already")
-        migration.abort("discarded at the proxy")
+        migration.abort("discarded at the proxy", cause=Cause.PERSON)
         return {"bytes": count}
 
     def open_image(self, name: str, snapshot: int | None, image: str) -> Deferred[IOpenedImage]:

@@ -49,6 +49,12 @@ def rate(namespace: dict[str, Any]) -> float:
     return float(namespace["bytes"] / lasted) if lasted > 0 else 0.0
 
 
+def eta(namespace: dict[str, Any], per_second: float) -> float | None:
+    """Seconds until everything that is expected is there; None: that cannot be told."""
+    expected = namespace["expected"]
+    return max(0, expected - namespace["bytes"]) / per_second if expected and per_second > 0 else None
+
+
 def _namespaces(answer: dict[str, Any]) -> list[str]:
     rows, notes = [], []
     for one in answer["namespaces"]:
@@ -97,8 +103,8 @@ def progress(namespace: dict[str, Any], per_second: float) -> str:
     line = f"{namespace['name']} {namespace['state']} {size(namespace['bytes'])}{of}"
     if namespace["state"] in MOVING:
         line += f" {size(per_second)}/s"
-        if expected and per_second > 0:
-            line += f" ETA {span(max(0, expected - namespace['bytes']) / per_second)}"
+        if (left := eta(namespace, per_second)) is not None:
+            line += f" ETA {span(left)}"
     elif namespace["reason"]:
         line += f" ({namespace['reason']})"
     return plain(line)

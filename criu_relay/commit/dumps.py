@@ -14,7 +14,7 @@ from criu_relay.commit.records import Record
 from criu_relay.commit.states import State
 from criu_relay.commit.surroundings import Surroundings, Waiters
 from criu_relay.commit.tasks import Task, boot_id
-from criu_relay.errors import Aborted, Conflict, NotFound
+from criu_relay.errors import Aborted, Cause, Conflict, NotFound
 from criu_relay.interfaces import IDump, IDumpClient, IDumpListener, IImageSink, IOpenedImage, Mode
 
 HISTORY = 8
@@ -263,4 +263,4 @@ class Dumps:
         for dump in self.namespaces.values():
             for migration in dump.migrations:
                 if migration.state in (State.OPEN, State.SEALING, State.SEALED):
-                    migration.abort("criu-relay-proxy is being stopped")
+                    migration.abort("criu-relay-proxy is being stopped", cause=Cause.STOPPED)

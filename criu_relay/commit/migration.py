@@ -14,16 +14,8 @@ from criu_relay.commit.states import DECIDED, TABLE, WRITING, Event, State
 from criu_relay.commit.surroundings import Later, Surroundings, Waiters
 from criu_relay.commit.tasks import Ending, Task, Verdict, boot_id
 from criu_relay.commit.written import WrittenImage
-from criu_relay.errors import Aborted, Conflict, LinkLost, NotFound, RelayError
-from criu_relay.interfaces import (
-    CommitRequest,
-    IDumpClient,
-    IDumpListener,
-    IImageSink,
-    IOpenedImage,
-    IOutgoing,
-    Mode,
-)
+from criu_relay.errors import Aborted, Cause, Conflict, LinkLost, NotFound, RelayError, TimedOut
+from criu_relay.interfaces import CommitRequest, IDumpClient, IDumpListener, IImageSink, IOpenedImage, IOutgoing, Mode
 from criu_relay.machine import Machine
 
 INVENTORY = "inventory.img"
@@ -153,7 +145,7 @@ class Migration:
             raise Conflict(f"image {name} of {self.namespace} is being written already")
         sink = self.outgoing.open_image(snapshot, name, mode)
         if image is None:
-            image = self.images[snapshot, name] = WrittenImage(snapshot, name, self._look_soon)
+            image = self.images[snapshot, name] = WrittenImage(snapshot, name, self._look_soon, self._at.arrived)
         image.begin(sink, mode is Mode.REPLACE)
         if client is not None and client.peer is not None and client.peer.pid:
             self.source.scan(client.peer.pid, again=name == INVENTORY)
@@ -215,7 +207,7 @@ class Migration:
 
     def _lost(self, error: RelayError) -> None:
         if self.machine.accepts(Event.ABORT):
-            self.abort(error.reason, error.hint)
+            self.abort(error.reason, error.hint, error.cause)
 
     # Deciding
 
@@ -250,10 +242,10 @@ class Migration:
             else:
                 await self._permit(root, criu)
         except NotFound as error:
-            self._lost(Aborted(f"{error.reason}: the dump is over"))
+            self._lost(Aborted(f"{error.reason}: the dump is over", cause=Cause.DUMP))
             raise
         except CancelledError:
-            self._lost(Aborted("the commit was not answered in time, or who asked for it has left"))
+            self._lost(TimedOut("the commit was not answered in time, or who asked for it has left"))
             raise
 
     def _tasks(self, request: CommitRequest) -> tuple[Task | None, Task | None]:
@@ -278,7 +270,7 @@ class Migration:
                 ending.stop()
 
     def _criu_ended(self) -> None:
-        self._lost(Aborted("criu ended before it was permitted to"))
+        self._lost(Aborted("criu ended before it was permitted to", cause=Cause.DUMP))
 
     async def _permit(self, root: Task, criu: Task) -> None:
         record = Record(
@@ -338,8 +330,7 @@ class Migration:
         @raise Aborted: the cache does not have it any more.
         """
         self.machine.feed(Event.COMMIT)
-        self.reason = why
-        self.hint = ""
+        self.reason, self.hint = why, ""
         decided = self.decided.wait()
         self.outgoing.decide(True).addCallback(self._confirmed).addErrback(self._unexpected)
         await decided
@@ -352,11 +343,12 @@ class Migration:
         else:
             self.reason = f"lost: the cache answers {outcome!r}, it has the images of {self.namespace} no more"
             self.log.critical("namespace {name} is lost: {why}", name=self.namespace, why=self.reason)
+            self._at.counters.failed(f"namespace {self.namespace}", Cause.PEER, self.reason)
             self.machine.feed(Event.UNKNOWN)
         self._at.in_thread(self._at.records.remove, self.id.hex()).addErrback(self._unexpected)
         self._settled()
 
-    def abort(self, reason: str, hint: str = "") -> None:
+    def abort(self, reason: str, hint: str = "", cause: Cause = Cause.DUMP) -> None:
         """Give it up: CRIU gets EPIPE, the cache forgets it.
 
         @raise Conflict: it is decided.
@@ -364,6 +356,7 @@ class Migration:
         recorded = self.state is State.PERMITTED
         self.machine.feed(Event.ABORT)
         self.reason, self.hint = reason, hint
+        self._at.counters.aborted(self.namespace, cause, reason)
         self.log.error(
             "namespace {name} is aborted after {bytes} bytes: {why}", name=self.namespace, bytes=self.bytes, why=reason
         )
@@ -397,4 +390,4 @@ class Migration:
             raise Aborted(self.reason) if self.over else Conflict(f"namespace {self.namespace} is {self.state.value}")
 
     def _too_idle(self) -> None:
-        self._lost(Aborted(f"no client of CRIU for {self._at.idle:.0f} s"))
+        self._lost(Aborted(f"no client of CRIU for {self._at.idle:.0f} s", cause=Cause.IDLE))

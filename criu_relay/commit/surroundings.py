@@ -32,6 +32,10 @@ class Surroundings:
     cache: str
     idle: float
 
+    def arrived(self, count: int) -> None:
+        """CRIU wrote so many bytes."""
+        self.counters.add("criu_bytes_in", count)
+
 
 class Waiters:
     """Deferreds that wait for the same thing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -51,9 +52,15 @@ class ImageServer:
         L{RelayError} when the image cannot be read on.
     """
 
-    def __init__(self, reactor: IReactorFDSet, image: Readable, fd: int) -> None:
-        """@param fd: a pipe's write end or a stream socket; duplicated."""
+    def __init__(
+        self, reactor: IReactorFDSet, image: Readable, fd: int, served: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """
+        @param fd: a pipe's write end or a stream socket; duplicated.
+        @param served: called with the bytes of each turn.
+        """
         self._reactor = reactor
+        self._served = served
         self._image = image
         self._fd = os.dup(fd)
         os.set_blocking(self._fd, False)
@@ -78,7 +85,7 @@ class ImageServer:
 
     def doWrite(self) -> None:
         """The pipe or socket has room: fill it, at most 1 MiB."""
-        most = PIPE_BYTES_PER_TURN
+        most, before = PIPE_BYTES_PER_TURN, self._written
         try:
             while most > 0 and self._written < self._image.size:
                 sent = self._send(self._image.piece(self._written), most)
@@ -94,6 +101,8 @@ class ImageServer:
             reason = error if isinstance(error, RelayError) else RelayError(f"cannot write an image: {error}")
             self.done.errback(reason)
             return
+        finally:
+            self._served(self._written - before)
         if self._written == self._image.size:
             self._finish()
 

@@ -13,13 +13,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from criu_relay.errors import LinkEnded, LinkLost, ProtocolError, RelayError
+from criu_relay.flow.addresses import shown
 from criu_relay.flow.channel import Channel
 from criu_relay.flow.frames import USER_TIMEOUT, OutFrame
 from criu_relay.interfaces import Owner
 from criu_relay.link.credentials import Credentials
 from criu_relay.link.handshake import Handshake
 from criu_relay.link.states import TABLE, Event, State
-from criu_relay.link.transports import Ownership, address_of, open_channel
+from criu_relay.link.transports import Ownership, open_channel
 from criu_relay.machine import Machine
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Frame, Hello
@@ -282,7 +283,7 @@ class LinkConnection(TwistedProtocol):
         return {
             "name": self.peer_name,
             "instance": self.peer.instance.hex() if self.peer else "",
-            "address": address_of(self.transport),
+            "address": shown(self.transport.getPeer()),
             "since_s": self._clock.seconds() - self.since,
             "bytes": self.payload_bytes,
             "io": self.io,
@@ -291,7 +292,7 @@ class LinkConnection(TwistedProtocol):
 
     def describe(self) -> str:
         """The peer, for people."""
-        return self.peer_name or (address_of(self.transport) if self.transport else "") or "nobody"
+        return self.peer_name or (shown(self.transport.getPeer()) if self.transport else "nobody")
 
     # How it ends
 

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from criu_relay.errors import Aborted, LinkEnded, LinkLost, ProtocolError, RelayError
+from criu_relay.errors import Aborted, Cause, LinkEnded, LinkLost, ProtocolError, RelayError
 from criu_relay.flow.frames import OutFrame
 from criu_relay.interfaces import Counters, IArena, IOutgoing, IOutlet
 from criu_relay.link.connection import LinkConnection
@@ -208,6 +208,7 @@ class LinkOutlet:
                 image.migration.image_sent(image)
             if frame.payload is not None:
                 self._counters.add("extents_sent")
+                self._counters.add("link_bytes_out", frame.payload_size)
             return frame
         return None
 
@@ -216,6 +217,7 @@ class LinkOutlet:
         self.connection = None
         self._machine.feed(Event.LOST)
         self._counters.add("links_lost")
+        self._counters.failed(f"link to {connection.describe()}", reason.cause, reason.reason)
         lost = reason if isinstance(reason, LinkLost) else LinkEnded(reason.reason)
         self._error = lost.reason
         if isinstance(lost, LinkEnded) or not (self._patience and self.window.limit):
@@ -290,7 +292,7 @@ class LinkOutlet:
     def _refused(self, error: link_pb2.Error) -> None:
         outgoing = self._migrations.get(error.migration)
         if outgoing is not None:
-            outgoing.fail(Aborted(f"the cache gives it up: {error.reason}"))
+            outgoing.fail(Aborted(f"the cache gives it up: {error.reason}", cause=Cause.PEER))
 
     def describe(self) -> dict[str, Any]:
         """For `status`."""

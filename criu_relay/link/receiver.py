@@ -160,7 +160,7 @@ class Receiver:
     def took(self, connection: LinkConnection, count: int) -> None:
         """So many payload bytes have come."""
         connection.payload_bytes += count
-        self._counters.add("link_payload_bytes_received", count)
+        self._counters.add("link_bytes_in", count)
 
     def next_frame(self) -> OutFrame | None:
         """A cache sends nothing but control frames."""
@@ -169,6 +169,8 @@ class Receiver:
     def link_down(self, connection: LinkConnection, reason: RelayError) -> None:
         """What it had not brought whole waits for the next link, or is given up."""
         session = self.links.pop(connection)
+        self._counters.add("links_lost")
+        self._counters.failed(f"link to {connection.describe()}", reason.cause, reason.reason)
         if session.connection is connection:
             for_good = isinstance(reason, LinkEnded) or not isinstance(reason, LinkLost)
             self._sessions.unlinked(session, reason.reason, for_good)
@@ -190,7 +192,7 @@ class Receiver:
             return
         known.refused = error.reason
         self.log.error("a migration is refused: {reason}", reason=error.reason, migration=migration.hex())
-        self._intake.link_lost(session.owner, [migration], error.reason)
+        self._intake.link_lost(session.owner, [migration], error.reason, error.cause)
         self._tell_refused(session, migration, error.reason)
 
     def _tell_refused(self, session: Session, migration: bytes, reason: str) -> None:

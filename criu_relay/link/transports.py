@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from criu_relay.flow.channel import Channel, ChannelUser, SocketChannel, TransportChannel
@@ -33,15 +32,6 @@ class Inherited(Ownership):
         transport.stopWriting()
 
     abort = lose
-
-
-def address_of(transport: Any) -> str:
-    """The far end of a transport, for people: host and port where it has them; empty where it has no name."""
-    peer = transport.getPeer()
-    host, port = getattr(peer, "host", None), getattr(peer, "port", None)
-    if host is None:
-        return os.fsdecode(getattr(peer, "name", None) or b"")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def open_channel(

@@ -91,6 +91,7 @@ class Generation:
         self.decided_at: float | None = None
         self.reason = ""
         self.held_bytes: int | None = None
+        self.held_at: float | None = None
         self.snapshots: list[Snapshot] = []
         self._images: dict[int, Image] = {}
         self._new_image = new_image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
@@ -42,13 +43,24 @@ class Namespace:
     @ivar kept: a socket is bound for it.
     """
 
-    def __init__(self, name: str, reactor: IReactorFDSet, clock: IReactorTime, patience: float) -> None:
-        """@param patience: seconds that an open may wait with nothing happening."""
+    def __init__(
+        self,
+        name: str,
+        reactor: IReactorFDSet,
+        clock: IReactorTime,
+        patience: float,
+        served: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """
+        @param patience: seconds that an open may wait with nothing happening.
+        @param served: called with each number of bytes that a restore was given.
+        """
         self.name = name
         self.generations: list[Generation] = []
         self.waiters: list[Waiter] = []
         self.began = 0
         self.kept = False
+        self.served = served
         self._reactor = reactor
         self._clock = clock
         self._patience = patience
@@ -164,7 +176,7 @@ class Restore:
     async def _open(self, snapshot: str | None, name: str) -> IOpenedImage | None:
         generation = await self._generation(name)
         image = generation.find(snapshot, name) if generation else None
-        return None if image is None or image.dropped else OpenedImage(self._reactor, image)
+        return None if image is None or image.dropped else OpenedImage(self._reactor, image, self._namespace.served)
 
     def open(self, snapshot: str | None, name: str) -> Deferred[IOpenedImage | None]:
         """See L{IRestore.open}."""

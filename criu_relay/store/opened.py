@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred, execute, fail
 from twisted.internet.interfaces import IReactorFDSet
 from zope.interface import implementer
@@ -17,8 +19,12 @@ from criu_relay.store.image import Image
 class OpenedImage:
     """See L{IOpenedImage}: keeps the image's memory until closed and no server of it is left."""
 
-    def __init__(self, reactor: IReactorFDSet, image: Image) -> None:
+    def __init__(
+        self, reactor: IReactorFDSet, image: Image, served: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """@param served: see L{ImageServer}."""
         self._reactor = reactor
+        self._served = served
         self._image = image
         self._open = True
         self.size = image.size
@@ -27,7 +33,7 @@ class OpenedImage:
     def serve(self, fd: int) -> Deferred[int]:
         """See L{IOpenedImage.serve}."""
         try:
-            server = ImageServer(self._reactor, self._image, fd)
+            server = ImageServer(self._reactor, self._image, fd, self._served)
         except OSError as error:
             return fail(RelayError(f"cannot serve an image: {error}"))
         self._image.opened()

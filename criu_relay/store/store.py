@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from criu_relay.errors import Conflict, Forbidden, NotFound, ProtocolError
+from criu_relay.errors import Cause, Conflict, Forbidden, NotFound, ProtocolError
 from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.store.arena import Arena
 from criu_relay.store.generation import Event, Generation, State
@@ -62,7 +62,13 @@ class Store:
                 self._forget_one()
             if len(self.namespaces) >= NAMESPACES:
                 raise Conflict(f"the cache knows {NAMESPACES} namespaces already", hint="discard some")
-            self.namespaces[name] = Namespace(name, self._reactor, self._clock, self._patience)
+            self.namespaces[name] = Namespace(
+                name,
+                self._reactor,
+                self._clock,
+                self._patience,
+                lambda count: self.counters.add("criu_bytes_out", count),
+            )
         return self.namespaces[name]
 
     def known(self, name: str) -> Generation:
@@ -121,6 +127,7 @@ class Store:
         generation = self._of(owner, migration)
         generation.source = source or generation.source
         generation.seal(images)
+        generation.held_at = self._clock.seconds()
         self.log.info("namespace {name} is held: {bytes} bytes", name=generation.namespace, bytes=generation.total)
         return generation.total
 
@@ -155,21 +162,26 @@ class Store:
             if generation.state is State.HELD and generation.owner == owner
         ]
 
-    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str) -> None:
+    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> None:
         """See L{IIntake.link_lost}."""
         for migration in migrations:
             generation = self._generations.get(migration)
             if generation is not None and generation.owner == owner and generation.state is State.OPEN:
-                self.settle(generation, False, reason)
+                self.settle(generation, False, reason, cause)
 
     # Decisions
 
-    def settle(self, generation: Generation, commit: bool, reason: str = "") -> None:
+    def settle(self, generation: Generation, commit: bool, reason: str = "", cause: Cause = Cause.PEER) -> None:
         """Commit or abort a generation.
 
+        @param cause: what an abort is counted under.
         @raise Conflict: it does not fit its state.
         """
         generation.feed(Event.COMMIT if commit else Event.ABORT, reason)
+        if not commit:
+            self.counters.aborted(generation.namespace, cause, reason)
+        elif generation.held_at is not None:
+            self.counters.took("commit", self._clock.seconds() - generation.held_at)
 
     def restored(self, name: str) -> Generation:
         """The restored process runs: its generation cannot be restored again, unless everything is retained.
@@ -192,7 +204,7 @@ class Store:
         for generation in list(self.namespaces[name].generations):
             freed += sum(image.size for image in generation.images())
             if not generation.decided:
-                self.settle(generation, False, "discarded at the cache")
+                self.settle(generation, False, "discarded at the cache", Cause.PERSON)
                 self.rejected(generation.migration, generation.reason)
             elif generation.state is not State.ABORTED and generation.state is not State.DISCARDED:
                 generation.feed(Event.DISCARD, "discarded")

@@ -21,9 +21,11 @@ from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
 import criu_relay
-from criu_relay.admin.api import ControlSite, listen_control
+from criu_relay.admin.api import ControlSite, Handlers
+from criu_relay.admin.listen import listen_control
+from criu_relay.admin.page import Page
 from criu_relay.errors import Conflict, NotFound, RelayError, TimedOut
-from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.interfaces import CommitRequest, Counters, IControl, IImageSink, IOpenedImage
 
 SOURCES = Path(criu_relay.__file__).parent.parent
 
@@ -152,6 +154,8 @@ def status(role: str = "proxy", **changes: Any) -> dict[str, Any]:
         "namespaces": [],
         "waiting": [],
         "counters": {},
+        "times": {},
+        "failures": [],
     }
     assert set(changes) <= set(made)
     return made | changes
@@ -167,6 +171,7 @@ class FakeControl:
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     images: dict[tuple[str, int, str], Any] = field(default_factory=dict)
     outcomes: dict[str, Any] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     sinks: list[FakeSink] = field(default_factory=list)
     pending: list[Deferred[Any]] = field(default_factory=list)
@@ -266,15 +271,25 @@ class FakeControl:
         return self.sinks[-1]
 
 
-class Exchange:
-    """One connection to a ControlSite in memory."""
+def page(control: FakeControl, clock: Any = None) -> Page:
+    """The page over a control."""
+    return Page(control, control.counters, clock or Clock())
 
-    def __init__(self, control: FakeControl, tcp: bool = False) -> None:
+
+class Exchange:
+    """One connection to a ControlSite in memory; the page behind it samples nothing unless it is started."""
+
+    def __init__(
+        self, control: FakeControl, tcp: bool = False, looking: bool = False, for_everyone: bool = False
+    ) -> None:
         self.clock = Clock()
         self.transport = (
             StringTransport() if tcp else StringTransport(hostAddress=UNIXAddress(b"/s"), peerAddress=UNIXAddress(b""))
         )
-        self.channel = ControlSite(control, self.clock).buildProtocol(None)
+        self.page = page(control, self.clock)
+        handlers = Handlers(control, self.page)
+        routes = handlers.looking() if looking else handlers.routes()
+        self.channel = ControlSite(routes, self.clock, for_everyone).buildProtocol(None)
         self.channel.makeConnection(self.transport)
 
     def send(self, data: bytes) -> Exchange:
@@ -330,7 +345,8 @@ class Daemon:
 
     def _listen(self) -> None:
         self._port: Any = None
-        listening = listen_control(self.reactor, f"unix:{self.path}", ControlSite(self.control, self.reactor))
+        site = ControlSite(Handlers(self.control, page(self.control, self.reactor)).routes(), self.reactor)
+        listening = listen_control(self.reactor, f"unix:{self.path}", site)
         listening.addCallback(lambda port: setattr(self, "_port", port))
         listening.addBoth(lambda _: self._ready.set())
 
@@ -432,7 +448,14 @@ def connect(control: FakeControl) -> Callable[..., Exchange]:
 @pytest.fixture
 def make() -> dict[str, Any]:
     """The builders of this file, by name."""
-    return {"namespace": namespace, "status": status, "image": FakeImage, "sink": FakeSink, "control": FakeControl}
+    return {
+        "namespace": namespace,
+        "status": status,
+        "image": FakeImage,
+        "sink": FakeSink,
+        "control": FakeControl,
+        "page": page,
+    }
 
 
 @pytest.fixture

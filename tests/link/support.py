@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from criu_relay.errors import RelayError
+from criu_relay.errors import Cause, RelayError
 from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner, Room
 from criu_relay.link.connection import LinkConnection
 from criu_relay.link.outlet import LinkOutlet
@@ -345,7 +345,7 @@ class Intake:
     def held(self, owner: Owner) -> list[tuple[bytes, str, int]]:
         return self.waiting
 
-    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str) -> None:
+    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> None:
         self._called("link_lost", owner, list(migrations), reason)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDES = [ProxyOptions, CacheOptions]
 PROXY_KEYS = [
     *("allow-uid", "control", "criu-dev-link", "idle", "images", "insecure", "link", "link-fd", "link-timeout"),
-    *("state", "stream", "tls-ca", "tls-cert", "tls-key", "tls-peer", "window"),
+    *("metrics", "state", "stream", "tls-ca", "tls-cert", "tls-key", "tls-peer", "window"),
 ]
 TLS_FILES = ["--tls-cert", "node.crt", "--tls-key", "node.key", "--tls-ca", "ca.crt"]
 CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain"}) - {"window"})
@@ -71,6 +71,7 @@ def test_proxy_defaults() -> None:
         state=Path("/home/x/.state/criu-relay"),
         attachments=(),
         control="unix:/run/user/7/criu-relay/proxy.sock",
+        metrics=None,
         insecure=False,
         idle=3600.0,
         allow_uids=frozenset(),
@@ -89,6 +90,7 @@ def test_cache_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         state=Path("/home/x/.state/criu-relay"),
         attachments=(),
         control="unix:/run/user/7/criu-relay/cache.sock",
+        metrics=None,
         insecure=False,
         idle=3600.0,
         allow_uids=frozenset(),
@@ -436,6 +438,18 @@ def test_control() -> None:
         assert "give an endpoint such as unix:/run/criu-relay/cache.sock" in refusal(CacheOptions, "--control", text)
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_metrics(side: type[ProxyOptions] | type[CacheOptions]) -> None:
+    for text in ("unix:/tmp/x.sock", "tcp:8000:interface=127.0.0.1", r"tcp6:8000:interface=\:\:1"):
+        assert parse(side, "--metrics", text).metrics == text
+    assert refusal(side, "--metrics", "tcp:8000") == (
+        "--metrics tcp:8000: other machines could reach it; give a loopback address, or --insecure as well"
+    )
+    assert parse(side, "--metrics", "tcp:8000", "--insecure").metrics == "tcp:8000"
+    for text in ("9877", "ssl:5", "tcp:x"):
+        assert "give" in refusal(side, "--metrics", text, "--insecure")
+
+
 # The file
 
 EVERYTHING = """
@@ -445,6 +459,7 @@ state = "state"
 stream = ["web", "db=base"]
 images = "web"
 control = "unix:/x.sock"
+metrics = "tcp:9877"
 idle = 2.5
 allow-uid = [5, 6]
 link-timeout = 7
@@ -467,6 +482,7 @@ def test_file(tmp_path: Path) -> None:
             Attached(str(conf / "web"), None, "images"),
         ),
         control="unix:/x.sock",
+        metrics="tcp:9877",
         insecure=True,
         idle=2.5,
         allow_uids=frozenset({5, 6}),
@@ -483,6 +499,7 @@ def test_command_line_wins(tmp_path: Path) -> None:
     settings = parse(
         ProxyOptions, "--stream", "db", "--config", path, "--idle", "9", "--window", "3M", "--allow-uid", "1",
         "--link", "tcp:127.0.0.1:1", "--link-timeout", "8", "--state", "/s", "--control", "unix:/y", "--images", "db",
+        "--metrics", "unix:/m",
     )  # fmt: skip
     assert settings == ProxySettings(
         link="tcp:127.0.0.1:1",
@@ -491,6 +508,7 @@ def test_command_line_wins(tmp_path: Path) -> None:
         state=Path("/s"),
         attachments=(Attached(str(tmp_path / "db"), None, "stream"), Attached(str(tmp_path / "db"), None, "images")),
         control="unix:/y",
+        metrics="unix:/m",
         insecure=True,
         idle=9.0,
         allow_uids=frozenset({1}),
