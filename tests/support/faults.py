@@ -187,7 +187,7 @@ class Flow:
                     # The next piece in a turn of its own, so that it is a segment of its own.
                     self._call = self._clock.callLater(0, self._pump)
                     break
-            else:
+            elif self._sink.connected:
                 self._sink.doWrite()
                 self._end(item)
         self._read()
@@ -200,7 +200,7 @@ class Flow:
             self._pair.hole = True
             return
         self.stop()
-        if what != "stall" and not self._pair.hole:
+        if what == "reset" or (what != "stall" and not self._pair.hole):
             {"reset": self._pair.reset, "fin": self._pair.fin, "half-close": self._sink.loseWriteConnection}[what]()
 
     def _read(self) -> None:
