@@ -229,11 +229,10 @@ def state(text: str, base: Path) -> Path:
 
 
 def pem_file(text: str, base: Path) -> Path:
-    """A file; whether it can be read shows when it is read."""
-    path = _resolved(text, base)
-    if path.is_dir() or not text:
+    """A file, absolute and with its symlinks as they are: it may be replaced. It is read when the daemon starts."""
+    if "\0" in text or not text:
         raise ValueError("not a file; give one, such as criu-relay make-certs writes")
-    return path
+    return (base / text).absolute()
 
 
 def peer_name(text: str) -> str:

@@ -96,6 +96,8 @@ class Credentials:
         """
         self._stamp = self._look()
         self._material = self._read()
+        if not self.names:
+            self.log.warn("there is no --tls-peer: whoever has a certificate from --tls-ca is let in")
 
     def refresh(self, force: bool = False) -> None:
         """Read them again when one has changed; when that fails the old ones stay in use.

@@ -40,8 +40,8 @@ def test_no_other_path(make: Any) -> None:
 
 
 def test_every_command() -> None:
-    names = re.findall(r"^    ([a-z]+) ", parser().format_help(), re.MULTILINE)
-    assert len(names) == 9
+    names = re.findall(r"^    ([a-z-]+) ", parser().format_help(), re.MULTILINE)
+    assert len(names) == 10
     for name in names:
         assert f"| `{name} " in PAGE
 

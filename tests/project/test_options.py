@@ -603,6 +603,91 @@ def test_examples_in_conf(name: str, side: type[ProxyOptions] | type[CacheOption
     assert sorted(keys) == (PROXY_KEYS if side is ProxyOptions else CACHE_KEYS)
 
 
+# TLS
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_tls_files(side: type[ProxyOptions] | type[CacheOptions], tmp_path: Path) -> None:
+    tls = parse(side, *TLS_FILES).tls
+    assert tls is not None
+    assert (tls.certificate, tls.key, tls.authorities) == tuple(tmp_path / TLS_FILES[at] for at in (1, 3, 5))
+    (tmp_path / "there").mkdir()
+    config = write(tmp_path / "there" / "relay.toml", 'tls-cert = "a"\ntls-key = "/b"\ntls-ca = "../c"\n')
+    tls = parse(side, "--config", config, "--tls-peer", "x").tls
+    assert tls is not None
+    assert tls.certificate == tmp_path / "there" / "a"
+    assert tls.key == Path("/b")
+    assert tls.authorities.resolve() == tmp_path / "c"
+    assert tls.peers == ("x",)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_tls_needs_all_its_files(side: type[ProxyOptions] | type[CacheOptions]) -> None:
+    for at in (0, 2, 4):
+        some = TLS_FILES[:at] + TLS_FILES[at + 2 :]
+        assert refusal(side, *some).endswith(f"TLS needs all of its files; give {TLS_FILES[at]} as well")
+    assert "give --tls-key and --tls-ca as well" in refusal(side, *TLS_FILES[:2])
+    assert "give --tls-cert and --tls-key and --tls-ca as well" in refusal(side, "--tls-peer", "node-a")
+    for text in ("", "a\0b"):
+        assert "not a file; give one, such as criu-relay make-certs writes" in refusal(
+            side, *TLS_FILES, "--tls-cert", text
+        )
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("Node-A.Example.", "node-a.example"), ("192.0.2.1", "192.0.2.1"), ("2001:DB8:0::1", "2001:db8::1")],
+)
+def test_tls_peers(side: type[ProxyOptions] | type[CacheOptions], text: str, name: str) -> None:
+    tls = parse(side, *TLS_FILES, "--tls-peer", text, "--tls-peer", "b", "--tls-peer", text).tls
+    assert tls is not None
+    assert tls.peers == (name, "b")
+
+
+@pytest.mark.parametrize("text", ["", "a b", "*.example", "a/b", "..", "-a", "é.example", "x" * 64, "1.2.3", "a:1"])
+def test_wrong_tls_peers(text: str) -> None:
+    for side in SIDES:
+        line = refusal(side, *TLS_FILES, "--tls-peer", text)
+        assert line.endswith("neither a DNS name nor an IP address; give one such as node-a.example or 192.0.2.1")
+
+
+def test_the_cache_is_who_the_link_says() -> None:
+    for link, name in (
+        ("tcp:cache.example:9", "cache.example"),
+        (r"tcp:2001\:db8\:\:1:9", "2001:db8::1"),
+        ("tcp:host=10.0.0.9:port=9", "10.0.0.9"),
+    ):
+        tls = parse(ProxyOptions, *TLS_FILES, "--link", link).tls
+        assert tls is not None
+        assert tls.peers == (name,)
+    tls = parse(ProxyOptions, *TLS_FILES).tls
+    assert tls is not None
+    assert tls.peers == ("127.0.0.1",)
+    tls = parse(CacheOptions, *TLS_FILES).tls
+    assert tls is not None
+    assert tls.peers == ()
+
+
+def test_an_inherited_link_names_nobody(pair: tuple[socket.socket, socket.socket]) -> None:
+    given = ["--link-fd", str(pair[0].fileno()), *TLS_FILES]
+    assert refusal(ProxyOptions, *given).endswith("give --tls-peer NAME")
+    assert parse(ProxyOptions, *given, "--tls-peer", "node-b").tls is not None
+    assert parse(CacheOptions, *given).tls is not None
+
+
+def test_tls_makes_a_link_beyond_this_machine_safe() -> None:
+    assert not parse(ProxyOptions, "--link", "tcp:10.0.0.1:9", *TLS_FILES).insecure
+    assert not parse(CacheOptions, "--link", "tcp:9", *TLS_FILES).insecure
+
+
+def test_the_old_link_is_plain_all_the_same() -> None:
+    old = ["--criu-dev-link", "tcp:127.0.0.1:9"]
+    assert "CRIU's own image-cache knows no TLS" in refusal(ProxyOptions, *old, *TLS_FILES)
+    assert "is beyond loopback" in refusal(CacheOptions, "--criu-dev-link", "tcp:9", *TLS_FILES)
+    assert parse(CacheOptions, "--criu-dev-link", "tcp:9:interface=127.0.0.1", *TLS_FILES).tls is not None
+
+
 # Help
 
 
