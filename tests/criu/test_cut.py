@@ -34,6 +34,10 @@ STILL_SECONDS = 15.0
 """To notice with L{GIVE_UP} that the other side is silent."""
 
 
+CUTS = (("reset", 2000), ("fin", 30 * MIB), ("reset", 10 * MIB + 17))
+"""What ends the links of a dump, one after the other, and after how many bytes."""
+
+
 @pytest.fixture
 def faults(relay: Relay) -> Iterator[Faults]:
     made = Faults(relay.port, Fault("stall", UP, PASSED))
@@ -128,6 +132,24 @@ def test_the_link_is_cut(moving: Migration, faults: Faults) -> None:
     moving.left_behind()
 
 
+def test_the_link_is_cut_and_made_again(relay: Relay, criu: Criu, victim: Callable[..., Victim]) -> None:
+    """Three times, at the beginning and in the middle of the pages: criu notices nothing."""
+    cuts = [Fault(what, UP, at, connection=number) for number, (what, at) in enumerate(CUTS)]
+    faults = Faults(relay.port, *cuts)
+    migration = Migration(relay, criu, victim("memory", TASK, 26))
+    migration.start(proxy=["--window", str(WINDOW), "--link", f"tcp:127.0.0.1:{faults.port}"])
+    before = migration.victim.ask()
+    migration.dump().succeed()
+    migration.victim.reap()
+    node = migration.restore()
+    node.run.succeed()
+    migration.moved(before, node)
+    faults.close()
+    counters = relay.get("/v1/status", at="proxy")["counters"]
+    assert counters["links_resumed"] == len(CUTS)
+    assert 0 < counters["link_bytes_sent_again"] <= len(CUTS) * (WINDOW + MIB)
+
+
 def test_the_cache_is_killed_while_the_script_waits(migration: Migration, gate: Gate) -> None:
     """Everything is written, nothing is held."""
     migration.start(proxy=GIVE_UP)
@@ -159,7 +181,10 @@ def test_there_is_no_proxy(migration: Migration) -> None:
 
 
 def test_the_cache_stands_still(relay: Relay, criu: Criu, victim: Callable[..., Victim]) -> None:
-    """No end of the connection, no answer: the link is given up after its time, and stays so when the cache wakes."""
+    """No end of the connection, no answer: the link is given up after its time, and stays so when the cache wakes.
+
+    What it had not read by then is gone with the connection, so that it may never have heard of the namespace.
+    """
     migration = Migration(relay, criu, victim("memory", TASK, 23))
     migration.start(cache=GIVE_UP, proxy=["--window", str(WINDOW), *GIVE_UP])
     before = migration.victim.ask()
@@ -170,7 +195,7 @@ def test_the_cache_stands_still(relay: Relay, criu: Criu, victim: Callable[..., 
     migration.lives_on(before)
     migration.aborted("proxy")
     relay.cache.signal(signal.SIGCONT)
-    migration.aborted("cache")
+    relay.linked()
     migration.not_served()
 
 
