@@ -361,6 +361,9 @@ class IControl(Interface):
     def commit(name: str, request: CommitRequest, timeout: float | None) -> Deferred[dict[str, Any]]:
         """Proxy: seal, and fires when CRIU may go on. Cache: with `force` only."""
 
+    def rate(rate: int | None) -> dict[str, Any]:
+        """Proxy: bytes of image data per second on the link from now on; None: as fast as it goes."""
+
     def restored(name: str) -> dict[str, Any]:
         """Cache: the restored process runs; its images are released unless they are retained."""
 

@@ -48,6 +48,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "link-timeout": (int, float),
     "memory": (str, int),
     "window": (str, int),
+    "rate": (str, int),
 }
 """What TOML may have for an option; the others take text."""
 
@@ -293,6 +294,7 @@ class ProxyOptions(_RelayOptions):
             "bytes kept until the cache has them, such as 64M; 0 keeps none and sends no digests",
             DEFAULT_WINDOW,
         ),
+        _parameter("rate", "bytes per second on the link, such as 100M/s, or off", "off"),
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/proxy.sock, else in /run/criu-relay"
         ),
@@ -318,6 +320,7 @@ class ProxyOptions(_RelayOptions):
         window = _one(given, "window", partial(values.size_from, SMALLEST_BUFFER, or_zero=True), None)
         self._settings = ProxySettings(
             window=values.size(DEFAULT_WINDOW) if window is None else window,
+            rate=_one(given, "rate", values.rate, None),
             **self._common(given),
         )
 

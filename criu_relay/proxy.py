@@ -63,7 +63,7 @@ class Proxy(Daemon):
             whole = max(settings.window, values.available_memory() // 2)
             return OldOutlet(reactor, settings.criu_dev_link, Arena(whole, keep=0), self.counters)
         arena = Arena(settings.window, keep=settings.window)
-        outlet = LinkOutlet(reactor, reactor, arena, self.counters, patience_of(settings))
+        outlet = LinkOutlet(reactor, reactor, arena, self.counters, patience_of(settings), settings.rate)
 
         def made(owned: Ownership) -> LinkConnection:
             greeting = hello(PROXY, self.instance, outlet.session)

@@ -72,9 +72,11 @@ class ProxySettings(Settings):
     """What the proxy is told.
 
     @ivar window: bytes kept until the cache has them; 0: nothing is kept.
+    @ivar rate: bytes of image data per second on the link; None: as fast as it goes.
     """
 
     window: int
+    rate: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ FIRST_INHERITED = 3
 """0, 1 and 2 are standard input, output and error, which twistd replaces when it becomes a daemon."""
 
 LARGEST_SIZE = 2**63 - 1
+
+SLOWEST_RATE = 64 << 10
+"""Bytes per second: a frame of 1 MiB, which is never cut, takes 16 s."""
 """What an offset in a file can be (off_t)."""
 
 LARGEST_UID = 2**32 - 2
@@ -142,6 +145,16 @@ def size_from(lowest: int, text: str, or_zero: bool = False) -> int:
     value = size(text)
     if value < lowest and not (or_zero and value == 0):
         raise ValueError(f"too little; give {lowest >> 20}M or more" + (", or 0" if or_zero else ""))
+    return value
+
+
+def rate(text: str) -> int | None:
+    """Bytes per second, as a size, with or without "/s"; None for "off"."""
+    if text.lower() == "off":
+        return None
+    value = size(text.removesuffix("/s"))
+    if value < SLOWEST_RATE:
+        raise ValueError(f"slower than {SLOWEST_RATE >> 10}K/s: a frame would take minutes; give more, or off")
     return value
 
 

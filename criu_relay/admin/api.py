@@ -16,6 +16,7 @@ from criu_relay.admin.request import ControlRequest
 from criu_relay.admin.routes import LARGEST_PID, LARGEST_SIZE, Call, Route, Router
 from criu_relay.errors import Invalid, RelayError
 from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.values import SLOWEST_RATE
 
 #: Seconds that a connection may be silent before or within a request; not while it waits for an answer.
 SILENCE = 60.0
@@ -96,6 +97,7 @@ class Handlers:
                 body=("root", "criu", "copy", "force", "migration"),
             ),
             Route("POST", f"{one}/restored", lambda call: self._control.restored(call.place["ns"])),
+            Route("PUT", "/v1/rate", self.rate, body=("rate",)),
             Route("POST", "/v1/attachments", self.attach, body=("directory", "namespace", "dialect", "copy")),
             Route("DELETE", "/v1/attachments", self.detach, query=("directory",)),
             *(Route("GET", path, self.get_image) for path in images),
@@ -118,6 +120,13 @@ class Handlers:
             migration=call.text("migration") or "",
         )
         return self._control.commit(call.place["ns"], request, call.timeout())
+
+    def rate(self, call: Call) -> dict[str, Any]:
+        """How fast the link may go."""
+        rate = call.number("rate", LARGEST_SIZE)
+        if rate is not None and rate < SLOWEST_RATE:
+            raise Invalid(f"rate {rate} is too slow", hint=f"give {SLOWEST_RATE} bytes per second or more, or null")
+        return self._control.rate(rate)
 
     def attach(self, call: Call) -> dict[str, Any]:
         """Bind CRIU's socket in a directory."""

@@ -125,6 +125,10 @@ class CacheControl:
         self._cache.store.settle(generation, True, "committed by hand at the cache")
         return self._described(generation)
 
+    def rate(self, rate: int | None) -> dict[str, Any]:
+        """See L{IControl.rate}."""
+        raise Conflict("this is the cache: the proxy paces what it sends", hint="use the proxy's --control")
+
     def restored(self, name: str) -> dict[str, Any]:
         """See L{IControl.restored}."""
         return self._described(self._cache.store.restored(name))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from criu_relay import __version__
+from criu_relay import __version__, values
 from criu_relay.admin import files, show
 from criu_relay.admin.client import GRACE, Broken, Client, Refused, Unanswered, Unreachable, target
 from criu_relay.admin.rundir import ROLES, run_directory, socket_path
@@ -125,6 +125,8 @@ def parser() -> Parser:
     one = command("import", import_, "send a directory of images as a namespace")
     one.add_argument("directory", metavar="DIR")
     one.add_argument("namespace", metavar="NAMESPACE", type=_name)
+    one = command("rate", rate, "limit, or say, how fast a proxy sends")
+    one.add_argument("rate", metavar="SIZE/s", nargs="?", type=_rate, help="such as 100M/s, or off; default: say it")
     one = command("make-certs", make_certs, "write a CA and certificates for TLS on the link")
     one.add_argument("directory", metavar="DIR", type=Path, help="a CA that is there already is used again")
     one.add_argument("names", metavar="NAME", nargs="+", help="DNS name or IP address of a host")
@@ -162,6 +164,14 @@ def _bytes(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 19):
         raise argparse.ArgumentTypeError(f"{text} is not a number of bytes")
     return int(text)
+
+
+def _rate(text: str) -> int | str:
+    try:
+        value = values.rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return "off" if value is None else value
 
 
 def choose(control: str | None) -> Client:
@@ -254,6 +264,16 @@ def images(options: argparse.Namespace) -> None:
         print(json.dumps(found if options.namespace is None else found[0], indent=2))
     else:
         _print(show.images(found))
+
+
+def rate(options: argparse.Namespace) -> None:
+    """`criu-relay rate`."""
+    client = choose(options.control)
+    if options.rate is None:
+        now = client.call("GET", "/v1/status")["link"].get("rate")
+    else:
+        now = client.call("PUT", "/v1/rate", {"rate": None if options.rate == "off" else options.rate})["rate"]
+    print("as fast as it goes" if now is None else f"{size(now)}/s")
 
 
 def discard(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from criu_relay.commit.migration import Migration
 from criu_relay.daemon import endpoint_of
 from criu_relay.errors import Aborted, Cause, Conflict, Invalid
 from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.link.outlet import LinkOutlet
 from criu_relay.wire.names import check_name
 
 if TYPE_CHECKING:
@@ -99,6 +100,14 @@ class ProxyControl:
         await migration.permit(request)
         self._proxy.counters.took("commit", self._proxy.reactor.seconds() - asked)
         return self._described(migration)
+
+    def rate(self, rate: int | None) -> dict[str, Any]:
+        """See L{IControl.rate}."""
+        outlet = self._proxy.outlet
+        if not isinstance(outlet, LinkOutlet):
+            raise Conflict("CRIU's own image-cache is fed as fast as it takes", hint="use --link for a rate")
+        outlet.pace.set(rate)
+        return {"rate": rate}
 
     def restored(self, name: str) -> dict[str, Any]:
         """See L{IControl.restored}."""

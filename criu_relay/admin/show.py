@@ -27,7 +27,8 @@ def status(answer: dict[str, Any]) -> list[str]:
 
 def _link(link: dict[str, Any]) -> Iterator[str]:
     endpoint = f" {link['endpoint']}" if link["endpoint"] else ""
-    yield plain(f"link {link['state']}{endpoint}")
+    paced = f", at most {size(link['rate'])}/s" if link.get("rate") else ""
+    yield plain(f"link {link['state']}{endpoint}{paced}")
     if link["error"]:
         yield from note("", link["error"])
     rows = [[one["name"], one["address"], span(one["since_s"]), size(one["bytes"]), one["io"]] for one in link["peers"]]

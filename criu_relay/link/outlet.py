@@ -19,7 +19,9 @@ from criu_relay.link.connection import LinkConnection
 from criu_relay.link.fetch import Fetches
 from criu_relay.link.images import QueuedImage
 from criu_relay.link.outgoing import OutgoingMigration
+from criu_relay.link.pace import Pace
 from criu_relay.link.sent import Sent, SentLog
+from criu_relay.link.turns import Turns
 from criu_relay.link.window import Window
 from criu_relay.machine import Machine, Table
 from criu_relay.wire import link as wire
@@ -91,8 +93,12 @@ class LinkOutlet:
         arena: IArena,
         counters: Counters,
         patience: float = 0.0,
+        rate: int | None = None,
     ) -> None:
-        """@param patience: seconds that open migrations wait for a lost link to be made again; 0: they abort."""
+        """
+        @param patience: seconds that open migrations wait for a lost link to be made again; 0: they abort.
+        @param rate: see L{Pace}.
+        """
         self.window = Window(arena)
         self.connection: LinkConnection | None = None
         self._sent = SentLog(self.window)
@@ -104,7 +110,8 @@ class LinkOutlet:
         self._fetches = Fetches(reactor)
         self._migrations: dict[bytes, OutgoingMigration] = {}
         self._decisions: dict[bytes, Decision] = {}
-        self._round: deque[QueuedImage] = deque()
+        self._turns = Turns()
+        self.pace = Pace(clock, self._wake, rate)
         self._orders: deque[tuple[OutgoingMigration, link_pb2.Frame]] = deque()
         self._giving_up: Any = None
         self._error = ""
@@ -188,33 +195,41 @@ class LinkOutlet:
 
     def next_frame(self) -> OutFrame | None:
         """What is to be sent again, then what is to be said of migrations, then the images in turns, a frame each."""
-        if self._machine.state is not State.UP:
+        if self._machine.state is not State.UP or not self.pace.open():
             return None
-        if (again := self._sent.next_again()) is not None:
-            self._counters.add("link_bytes_sent_again", len(again.header) + again.payload_size)
-            return again
-        if self._orders:
+        frame = self._sent.next_again()
+        if frame is not None:
+            self._counters.add("link_bytes_sent_again", len(frame.header) + frame.payload_size)
+        elif self._orders:
             outgoing, order = self._orders.popleft()
             outgoing.told = True
             frame = OutFrame(wire.encode(order))
             self._sent.add(Sent(outgoing, frame))
-            return frame
-        while self._round:
-            image = self._round.popleft()
+        else:
+            frame = self._next_of_images()
+        if frame is not None:
+            self.pace.sent(len(frame.header) + frame.payload_size)
+        return frame
+
+    def _next_of_images(self) -> OutFrame | None:
+        while (image := self._turns.next()) is not None:
+            frame = None
+            if image.ready:
+                frame, sent = image.next_frame()
+                self._sent.add(sent)
+            self._turns.took(image, len(frame.header) + frame.payload_size if frame is not None else 0)
             if not image.ready:
                 image.migration.image_sent(image)
-                continue
-            frame, sent = image.next_frame()
-            self._sent.add(sent)
-            if image.ready:
-                self._round.append(image)
-            else:
-                image.migration.image_sent(image)
-            if frame.payload is not None:
-                self._counters.add("extents_sent")
-                self._counters.add("link_bytes_out", frame.payload_size)
-            return frame
+            if frame is not None:
+                if frame.payload is not None:
+                    self._counters.add("extents_sent")
+                    self._counters.add("link_bytes_out", frame.payload_size)
+                return frame
         return None
+
+    def _wake(self) -> None:
+        if self.connection is not None:
+            self.connection.wake()
 
     def link_down(self, connection: LinkConnection, reason: RelayError) -> None:
         """With a window and patience, what is not held waits for the next link; else it is lost with this one."""
@@ -268,8 +283,7 @@ class LinkOutlet:
 
     def _order(self, outgoing: OutgoingMigration, frame: link_pb2.Frame) -> None:
         self._orders.append((outgoing, frame))
-        if self.connection is not None:
-            self.connection.wake()
+        self._wake()
 
     def _tell(self, migration: bytes, decision: Decision) -> None:
         """Once over each link: each time is answered."""
@@ -278,9 +292,8 @@ class LinkOutlet:
             self.connection.send(decision.frame(migration))
 
     def _image_ready(self, image: QueuedImage) -> None:
-        self._round.append(image)
-        if self.connection is not None:
-            self.connection.wake()
+        self._turns.add(image)
+        self._wake()
 
     def _held(self, connection: LinkConnection, held: link_pb2.Held) -> None:
         outgoing = self._migrations.get(held.migration)
@@ -308,5 +321,5 @@ class LinkOutlet:
     def describe(self) -> dict[str, Any]:
         """For `status`."""
         if self.connection is None:
-            return {"state": "connecting", "peers": [], "error": self._error}
-        return {"state": "up", "peers": [self.connection.status()]}
+            return {"state": "connecting", "peers": [], "error": self._error, "rate": self.pace.rate}
+        return {"state": "up", "peers": [self.connection.status()], "rate": self.pace.rate}

@@ -243,6 +243,10 @@ class FakeControl:
         self._called("commit", name, request, timeout)
         return self._outcome("commit")
 
+    def rate(self, rate: int | None) -> dict[str, Any]:
+        self._called("rate", rate)
+        return {"rate": rate}
+
     def restored(self, name: str) -> dict[str, Any]:
         self._called("restored", name)
         return namespace(name, "restored")

@@ -46,6 +46,8 @@ def test_namespace_that_is_not_there(ask: Any) -> None:
     [
         ("DELETE", "/v1/namespaces/web", None, ("discard", "web", None, None, None, None)),
         ("POST", "/v1/namespaces/web/restored", None, ("restored", "web")),
+        ("PUT", "/v1/rate", {"rate": 65536}, ("rate", 65536)),
+        ("PUT", "/v1/rate", {"rate": None}, ("rate", None)),
         ("DELETE", "/v1/attachments?directory=%2Fa%20b%2Bc", None, ("detach", "/a b+c")),
         ("POST", "/v1/namespaces/web/images/a.img/discard", None, ("discard", "web", None, "a.img", None, None)),
         ("POST", "/v1/namespaces/web/snapshots/3/images/a.img/discard", {"offset": 0, "length": 2**63 - 1},

@@ -41,7 +41,7 @@ def test_no_other_path(make: Any) -> None:
 
 def test_every_command() -> None:
     names = re.findall(r"^    ([a-z-]+) ", parser().format_help(), re.MULTILINE)
-    assert len(names) == 10
+    assert len(names) == 11
     for name in names:
         assert f"| `{name} " in PAGE
 

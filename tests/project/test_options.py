@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDES = [ProxyOptions, CacheOptions]
 PROXY_KEYS = [
     *("allow-uid", "control", "criu-dev-link", "idle", "images", "insecure", "link", "link-fd", "link-timeout"),
-    *("metrics", "state", "stream", "tls-ca", "tls-cert", "tls-key", "tls-peer", "window"),
+    *("metrics", "rate", "state", "stream", "tls-ca", "tls-cert", "tls-key", "tls-peer", "window"),
 ]
 TLS_FILES = ["--tls-cert", "node.crt", "--tls-key", "node.key", "--tls-ca", "ca.crt"]
-CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain"}) - {"window"})
+CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain"}) - {"window", "rate"})
 
 
 def parse(side: type[ProxyOptions] | type[CacheOptions], *arguments: str) -> ProxySettings | CacheSettings:
@@ -78,6 +78,7 @@ def test_proxy_defaults() -> None:
         link_timeout=30.0,
         tls=None,
         window=256 * 2**20,
+        rate=None,
     )
 
 
@@ -160,6 +161,18 @@ def test_size_out_of_range() -> None:
     assert refusal(CacheOptions, "--memory", "0") == "--memory 0: too little; give 1M or more"
     assert "more than any machine has" in refusal(CacheOptions, "--memory", str(2**63))
     assert "more than any machine has" in refusal(CacheOptions, "--memory", "9999999999999999999G")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("off", None), ("64K", 65536), ("100M/s", 100 << 20), ("1g/s", 1 << 30), ("70000", 70_000)]
+)
+def test_rate(text: str, rate: int | None) -> None:
+    assert parse(ProxyOptions, "--rate", text).rate == rate
+
+
+@pytest.mark.parametrize("text", ["", "0", "63K", "-1", "1.5M", "fast", "1M/h", "1T", "/s"])
+def test_wrong_rate(text: str) -> None:
+    assert "--rate" in refusal(ProxyOptions, "--rate", text)
 
 
 @pytest.mark.parametrize("name", ["idle", "link-timeout"])
@@ -489,6 +502,7 @@ def test_file(tmp_path: Path) -> None:
         link_timeout=7.0,
         tls=None,
         window=2 * 2**20,
+        rate=None,
     )
 
 
@@ -515,6 +529,7 @@ def test_command_line_wins(tmp_path: Path) -> None:
         link_timeout=8.0,
         tls=None,
         window=3 * 2**20,
+        rate=None,
     )
 
 
