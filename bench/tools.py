@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.certificates import Identity
+from bench.certificates import CACHE, Identity
 from bench.measure import MIB, Sample
 from bench.processes import Process, used
 from bench.references import writer
@@ -49,7 +49,7 @@ def socat_tls(stage: Stage, proxy: Identity, cache: Identity) -> Sample:
         receiver = stack.enter_context(_socat("receiver", accept, f"OPEN:{target},wronly"))
         until(lambda: _listening(port), START, "socat listens")
         source = stack.enter_context(writer(stage, writing, size))
-        connect = f"OPENSSL:127.0.0.1:{port},{_tls(proxy)}"
+        connect = f"OPENSSL:127.0.0.1:{port},commonname={CACHE},no-sni=1,{_tls(proxy)}"
         sender = stack.enter_context(_socat("sender", "STDIN", connect, stdin=reading))
         os.close(reading)
         source.ready()
@@ -64,7 +64,7 @@ def socat_tls(stage: Stage, proxy: Identity, cache: Identity) -> Sample:
 
 def _tls(own: Identity) -> str:
     certificate, key, authority = own.files
-    return f"cert={certificate},key={key},cafile={authority},verify=1,commonname=,openssl-min-proto-version=TLS1.3"
+    return f"cert={certificate},key={key},cafile={authority},verify=1,openssl-min-proto-version=TLS1.3"
 
 
 def tar(source: Path, target: Path) -> Sample:

@@ -44,7 +44,7 @@ class Victim:
         until(lambda: self.ticks()[0], PATIENCE, "the victim ticks")
 
     def ticks(self) -> tuple[int, float]:
-        """How often it has ticked, and when it did so for the first time after its longest pause."""
+        """How often it has ticked, and when (seconds of the epoch) it did so first after its longest pause."""
         data = self._ticks.read_bytes() if self._ticks.exists() else b""
         if len(data) != TICKS.size:
             return 0, 0.0
@@ -134,7 +134,7 @@ class Moving:
                 node.go()
                 waits()
             dump = [self._criu, "dump", "-t", str(victim.process.pid), "-D", str(source), "-o", str(dumped), *options]
-            began = time.monotonic()
+            began = time.time()  # the clock of the victim
             done = subprocess.run(dump, env=environment, stdin=subprocess.DEVNULL, check=False)
             if done.returncode:
                 raise RuntimeError(f"criu dump ended with {done.returncode}: {dumped.read_text()[-2000:]}")
