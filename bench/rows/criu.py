@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bench.certificates import daemon_options, identities
+from bench.certificates import identities
 from bench.measure import MIB, Row, Sample, Skipped, alternate, row
 from bench.processes import measured
 from bench.relay import Measured, relay
@@ -194,7 +194,7 @@ def criu_1g(stage: Stage) -> list[Row]:
 
 def criu_1g_tls(stage: Stage) -> list[Row]:
     """With TLS."""
-    with _moving(stage, *daemon_options(*identities(stage))) as (moving, ours):
+    with _moving(stage, *identities(stage).options()) as (moving, ours):
         samples = alternate(
             {"ours": lambda: moving.relayed(ours), "tmpfs": moving.through_tmpfs}, stage.plan.victim_rounds
         )
