@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -226,14 +228,14 @@ def relay(
 
     @param copy: what is dumped lives on.
     """
-    started = Relay(stage.new_folder("logs"))
+    started = Relay(Path(tempfile.mkdtemp(prefix="logs-", dir=stage.folder)))
     try:
         started.start_cache(*cache)
         started.start_proxy(*proxy)
         started.linked()
         yield Measured(stage, started, dialect, copy)
     except BaseException:
-        print(started.report())
+        print(started.report(), file=sys.stderr)
         raise
     finally:
         started.close()

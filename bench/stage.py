@@ -28,7 +28,6 @@ class Plan:
     @ivar flat: of the image that is much larger than the window.
     @ivar migrations: how many in a row, each of `migration` bytes.
     @ivar victim: memory of the process that is migrated.
-    @ivar victim_rounds: samples of each way to migrate it.
     """
 
     size: int = 1024 * MIB
@@ -38,18 +37,16 @@ class Plan:
     migrations: int = 32
     migration: int = 256 * MIB
     victim: int = 1024 * MIB
-    victim_rounds: int = 5
 
 
 QUICK = Plan(
-    size=192 * MIB,
-    rounds=3,
+    size=128 * MIB,
+    rounds=2,
     images=300,
-    flat=768 * MIB,
+    flat=512 * MIB,
     migrations=4,
-    migration=128 * MIB,
-    victim=96 * MIB,
-    victim_rounds=1,
+    migration=64 * MIB,
+    victim=64 * MIB,
 )
 """Everything in less than a minute: to see that it works, and roughly how well."""
 

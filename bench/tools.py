@@ -8,11 +8,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.certificates import Identity
+from bench.certificates import CACHE, Identities, files
 from bench.measure import MIB, Sample
 from bench.processes import Process, used
 from bench.references import writer
 from bench.stage import Stage, required
+from tests.support.certificates import Shown
 from tests.support.daemons import free_port
 from tests.support.polling import until
 
@@ -34,7 +35,7 @@ def _socat(name: str, source: str, target: str, stdin: int = subprocess.DEVNULL,
     return Process(name, command, stdin=stdin, stdout=stdout)
 
 
-def socat_tls(stage: Stage, proxy: Identity, cache: Identity) -> Sample:
+def socat_tls(stage: Stage, shown: Identities) -> Sample:
     """Pipe -> socat -> TLS 1.3 -> socat -> a file in memory whose pages are there already."""
     size = stage.plan.size
     target = stage.folder / "socat"
@@ -45,11 +46,11 @@ def socat_tls(stage: Stage, proxy: Identity, cache: Identity) -> Sample:
     port = free_port()
     reading, writing = os.pipe()
     with contextlib.ExitStack() as stack:
-        accept = f"OPENSSL-LISTEN:{port},bind=127.0.0.1,{_tls(cache)}"
+        accept = f"OPENSSL-LISTEN:{port},bind=127.0.0.1,{_tls(shown.cache)}"
         receiver = stack.enter_context(_socat("receiver", accept, f"OPEN:{target},wronly"))
         until(lambda: _listening(port), START, "socat listens")
         source = stack.enter_context(writer(stage, writing, size))
-        connect = f"OPENSSL:127.0.0.1:{port},{_tls(proxy)}"
+        connect = f"OPENSSL:127.0.0.1:{port},commonname={CACHE},no-sni=1,{_tls(shown.proxy)}"
         sender = stack.enter_context(_socat("sender", "STDIN", connect, stdin=reading))
         os.close(reading)
         source.ready()
@@ -62,9 +63,9 @@ def socat_tls(stage: Stage, proxy: Identity, cache: Identity) -> Sample:
     return Sample(ended - began.first, size, usage.cpu, usage.rss)
 
 
-def _tls(own: Identity) -> str:
-    certificate, key, authority = own.files
-    return f"cert={certificate},key={key},cafile={authority},verify=1,commonname=,openssl-min-proto-version=TLS1.3"
+def _tls(own: Shown) -> str:
+    certificate, key, authority = files(own)
+    return f"cert={certificate},key={key},cafile={authority},verify=1,openssl-min-proto-version=TLS1.3"
 
 
 def tar(source: Path, target: Path) -> Sample:

@@ -1,9 +1,18 @@
 /* victim MIB FILE: holds MIB of memory, 70 % random pages and 30 % zeros, and ticks every millisecond into FILE: how
- * often it has ticked, and the longest pause between two ticks: its length and its end (CLOCK_MONOTONIC, ns). */
+ * often it has ticked, and the longest pause between two ticks: its length and its end. In ns of
+ * CLOCK_REALTIME: criu gives a restored process a monotonic clock that goes on from where it was dumped. */
 #include "common.h"
 
 #define PAGE 4096
 #define TICK_US 1000
+
+static int64_t wall_clock(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_REALTIME, &time);
+	return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
 
 int main(int argc, char **argv)
 {
@@ -22,9 +31,9 @@ int main(int argc, char **argv)
 		else
 			memset(memory + page * PAGE, 0, PAGE);
 	}
-	for (last = now();; last = time) {
+	for (last = wall_clock();; last = time) {
 		usleep(TICK_US);
-		time = now();
+		time = wall_clock();
 		if (time - last > said.pause) {
 			said.pause = time - last;
 			said.resumed = time;

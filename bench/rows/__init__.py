@@ -18,5 +18,4 @@ ROWS: dict[str, Callable[[Stage], list[Row]]] = {
     "small-images": small.small_images,
     "flat-memory": memory.flat_memory,
     "criu-1g": criu.criu_1g,
-    "criu-1g-tls": criu.criu_1g_tls,
 }

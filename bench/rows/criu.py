@@ -8,10 +8,10 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.certificates import daemon_options, identities
+from bench.certificates import identities
 from bench.measure import MIB, Row, Sample, Skipped, alternate, row
 from bench.processes import measured
 from bench.relay import Measured, relay
@@ -44,7 +44,7 @@ class Victim:
         until(lambda: self.ticks()[0], PATIENCE, "the victim ticks")
 
     def ticks(self) -> tuple[int, float]:
-        """How often it has ticked, and when it did so for the first time after its longest pause."""
+        """How often it has ticked, and when (seconds of the epoch) it did so first after its longest pause."""
         data = self._ticks.read_bytes() if self._ticks.exists() else b""
         if len(data) != TICKS.size:
             return 0, 0.0
@@ -134,7 +134,7 @@ class Moving:
                 node.go()
                 waits()
             dump = [self._criu, "dump", "-t", str(victim.process.pid), "-D", str(source), "-o", str(dumped), *options]
-            began = time.monotonic()
+            began = time.time()  # the clock of the victim
             done = subprocess.run(dump, env=environment, stdin=subprocess.DEVNULL, check=False)
             if done.returncode:
                 raise RuntimeError(f"criu dump ended with {done.returncode}: {dumped.read_text()[-2000:]}")
@@ -172,30 +172,22 @@ class Moving:
         return self._migrate(source, target, copied)
 
 
-@contextlib.contextmanager
-def _moving(stage: Stage, proxy: Sequence[str] = (), cache: Sequence[str] = ()) -> Iterator[tuple[Moving, Measured]]:
-    moving = Moving(stage)
-    with relay(stage, proxy=proxy, cache=cache, copy=False) as ours:
-        yield moving, ours
-
-
 def criu_1g(stage: Stage) -> list[Row]:
-    """Over a plain link."""
-    with _moving(stage) as (moving, ours):
+    """Over a plain link, and with TLS."""
+    moving = Moving(stage)
+    proxy, cache = identities(stage).options()
+    with relay(stage, copy=False) as plain, relay(stage, proxy=proxy, cache=cache, copy=False) as tls:
         samples = alternate(
-            {"ours": lambda: moving.relayed(ours), "tmpfs": moving.through_tmpfs, "tar": moving.through_tar},
-            stage.plan.victim_rounds,
+            {
+                "plain": lambda: moving.relayed(plain),
+                "tls": lambda: moving.relayed(tls),
+                "tmpfs": moving.through_tmpfs,
+                "tar": moving.through_tar,
+            },
+            stage.plan.rounds,
         )
     return [
-        row("criu-1g@tmpfs", TMPFS, 1 / 1.15, samples["ours"], samples["tmpfs"]),
-        row("criu-1g@tar", TAR, 1 / 0.5, samples["ours"], samples["tar"]),
+        row("criu-1g@tmpfs", TMPFS, 1 / 1.15, samples["plain"], samples["tmpfs"]),
+        row("criu-1g@tmpfs-tls", f"{TMPFS}; ours with TLS", 1 / 1.6, samples["tls"], samples["tmpfs"]),
+        row("criu-1g@tar", TAR, 1 / 0.5, samples["plain"], samples["tar"]),
     ]
-
-
-def criu_1g_tls(stage: Stage) -> list[Row]:
-    """With TLS."""
-    with _moving(stage, *daemon_options(*identities(stage))) as (moving, ours):
-        samples = alternate(
-            {"ours": lambda: moving.relayed(ours), "tmpfs": moving.through_tmpfs}, stage.plan.victim_rounds
-        )
-    return [row("criu-1g@tmpfs-tls", f"{TMPFS}; ours with TLS", 1 / 1.6, samples["ours"], samples["tmpfs"])]

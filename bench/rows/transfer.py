@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.certificates import daemon_options, identities
+from bench.certificates import files, identities
 from bench.measure import Row, Sample, alternate, row
 from bench.references import c_receive, c_serve, twisted
 from bench.relay import relay
@@ -74,14 +74,14 @@ def cut_through(stage: Stage) -> list[Row]:
 
 def tls(stage: Stage) -> list[Row]:
     """Mutual TLS 1.3 on the link."""
-    own, peer = identities(stage)
-    proxy, cache = daemon_options(own, peer)
+    shown = identities(stage)
+    proxy, cache = shown.options()
     with relay(stage, proxy=proxy, cache=cache) as ours:
         samples = alternate(
             {
                 "ours": ours.transfer,
-                "twisted": lambda: twisted(stage, sender=own.files, receiver=peer.files),
-                "socat": lambda: socat_tls(stage, own, peer),
+                "twisted": lambda: twisted(stage, sender=files(shown.proxy), receiver=files(shown.cache)),
+                "socat": lambda: socat_tls(stage, shown),
             },
             stage.plan.rounds,
         )
