@@ -27,7 +27,7 @@ def test_a_process_moves(relay: Relay, criu: Criu, victim: Callable[..., Victim]
     migration = Migration(relay, criu, victim("memory", 64, 41))
     migration.start(cache=[*tls("127.0.0.1"), "--tls-peer", "node-a"], proxy=[*tls("node-a"), "--window", window])
     [peer] = relay.get("/v1/status", at="cache")["link"]["peers"]
-    assert (peer["name"], peer["io"]) == ("node-a", "tls send, tls recv_into")
+    assert (peer["name"], peer["io"]) == ("node-a", "tls send, tls read")
     before = migration.victim.ask()
     migration.dump().succeed()
     migration.victim.reap()

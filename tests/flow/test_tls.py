@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReadWriteDescriptor
@@ -35,6 +36,15 @@ SEED = 7
 def nothing_left() -> Iterator[None]:
     with no_descriptor_left():
         yield
+
+
+@pytest.fixture(autouse=True, params=["read", "recv_into"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With OpenSSL's own SSL_read, and as if pyOpenSSL hid it."""
+    if request.param == "recv_into":
+        monkeypatch.setattr(Binding, "lib", object())
+    chosen: str = request.param
+    return chosen
 
 
 @pytest.fixture
@@ -73,10 +83,10 @@ def some_frames(memory: Callable[[bytes], MemfdRange]) -> list[OutFrame]:
     ]
 
 
-def test_interfaces(pair: Pair) -> None:
+def test_interfaces(pair: Pair, way: str) -> None:
     assert IReadWriteDescriptor.implementedBy(TlsChannel)
     channel: Channel = pair.channel
-    assert channel.path == "tls send, tls recv_into"
+    assert channel.path == f"tls send, tls {way}"
     assert pair.channel.logPrefix()
 
 

@@ -292,7 +292,7 @@ def test_both_sides_know_each_other(way: str, ca: Authority, log: Log) -> None:
     assert pair.proxy.connection.peer == Owner(HOST, PROXY_ID)
     assert pair.cache.connection.peer == Owner("node-a", PROXY_ID)
     assert pair.cache.connection.status()["name"] == "node-a"
-    io = {"own": "tls send, tls recv_into", "twisted": "twisted tls"}[way]
+    io = {"own": "tls send, tls read", "twisted": "twisted tls"}[way]
     assert pair.proxy.connection.status()["io"] == pair.cache.connection.status()["io"] == io
     assert pair.proxy.connection._channel is not None
     for end in pair.ends:

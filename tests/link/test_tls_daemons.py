@@ -27,7 +27,7 @@ SIZES = {"pages-1.img": 30 * MIB + 17, "core-1.img": 5000, "empty.img": 0, "inve
 
 HALF_OPEN = 500
 
-OWN, TWISTED = "tls send, tls recv_into", "twisted tls"
+OWN, TWISTED = "tls send, tls read", "twisted tls"
 
 WITHOUT_SOCKETS = """
 import sys
