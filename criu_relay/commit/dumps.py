@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from criu_relay.commit.migration import Migration
-from criu_relay.commit.records import Record
+from criu_relay.commit.records import KEPT, Record
 from criu_relay.commit.states import State
 from criu_relay.commit.surroundings import Surroundings, Waiters
 from criu_relay.commit.tasks import Task, boot_id
@@ -143,6 +143,15 @@ class NamespaceDump:
             migration.connected(client)
         return migration
 
+    def remember(self, record: Record) -> None:
+        """A migration of before a restart that was committed."""
+        self._add(bytes.fromhex(record.migration), False, State.COMMITTED)
+
+    @property
+    def committed(self) -> Migration | None:
+        """The newest that was."""
+        return next((one for one in reversed(self.migrations) if one.state is State.COMMITTED), None)
+
     def recover(self, record: Record) -> None:
         """A migration of before a restart, permitted and not decided: the task and criu tell how it went on."""
         migration = self._add(bytes.fromhex(record.migration), False, State.PERMITTED)
@@ -254,9 +263,18 @@ class Dumps:
         return dump.newest
 
     def recover(self) -> None:
-        """Look after what was permitted before a restart."""
+        """Look after what was permitted before a restart, and remember what was committed to this cache."""
+        for record in self._at.records.kept():
+            if record.cache == self._at.cache:
+                self.namespace(record.namespace).remember(record)
         for record in self._at.records.load():
             self.namespace(record.namespace).recover(record)
+
+    def ask_again(self) -> None:
+        """There is another link: ask the cache after what was committed last."""
+        committed = [found for dump in self.namespaces.values() if (found := dump.committed) is not None]
+        for migration in sorted(committed, key=lambda one: one.decided_at or 0.0)[-KEPT:]:
+            migration.ask_again()
 
     def stop(self) -> None:
         """The daemon ends: what is not held yet is given up, so that CRIU resumes its tasks."""

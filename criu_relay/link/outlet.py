@@ -56,12 +56,16 @@ TABLE: Table[State, Event] = {
 
 
 class Decision:
-    """One that the cache has not confirmed yet."""
+    """One that the cache has not confirmed yet.
+
+    @ivar told: the link that it was told over.
+    """
 
     def __init__(self, commit: bool, reason: str) -> None:
         self.commit = commit
         self.reason = reason
         self.waiting: list[Deferred[str]] = []
+        self.told: LinkConnection | None = None
 
     def frame(self, migration: bytes) -> link_pb2.Frame:
         """As it is told to the cache."""
@@ -75,6 +79,7 @@ class LinkOutlet:
     """See L{IOutlet}; also the L{criu_relay.link.connection.LinkEnd} of the proxy.
 
     @ivar connection: the link that is there; None: none is.
+    @ivar linked: called when the cache does not go on where an earlier link ended: it may be another one.
     """
 
     log = Logger()
@@ -93,6 +98,7 @@ class LinkOutlet:
         self._sent = SentLog(self.window)
         self._machine: Machine[State, Event] = Machine("the link", TABLE, State.DOWN, lambda state: None)
         self._patience = patience
+        self.linked: Callable[[], None] = lambda: None
         self._clock = clock
         self._counters = counters
         self._fetches = Fetches(reactor)
@@ -139,9 +145,8 @@ class LinkOutlet:
         if not commit and outgoing is not None and not outgoing.told:
             return succeed("aborted")
         decision = self._decisions.setdefault(migration, Decision(commit, reason))
-        if self.connection is not None:
-            self.connection.send(decision.frame(migration))
-        elif not commit:
+        self._tell(migration, decision)
+        if self.connection is None and not commit:
             return succeed("aborted")
         fired: Deferred[str] = Deferred(lambda _: decision.waiting.remove(fired))
         decision.waiting.append(fired)
@@ -157,7 +162,7 @@ class LinkOutlet:
         self.connection = connection
         self._counters.add("links_made")
         for migration, decision in self._decisions.items():
-            connection.send(decision.frame(migration))
+            self._tell(migration, decision)
         connection.ping()
 
     def frame_received(self, connection: LinkConnection, frame: link_pb2.Frame) -> wire.PayloadSink | None:
@@ -240,6 +245,7 @@ class LinkOutlet:
         else:
             self._lose(LinkLost("the cache has lost its images: it was started again"), lambda outgoing: outgoing.told)
             self._sent.forget()
+            self.linked()
         connection.wake()
 
     def _too_late(self) -> None:
@@ -265,6 +271,12 @@ class LinkOutlet:
         self._orders.append((outgoing, frame))
         if self.connection is not None:
             self.connection.wake()
+
+    def _tell(self, migration: bytes, decision: Decision) -> None:
+        """Once over each link: each time is answered."""
+        if self.connection is not None and decision.told is not self.connection:
+            decision.told = self.connection
+            self.connection.send(decision.frame(migration))
 
     def _image_ready(self, image: QueuedImage) -> None:
         self._round.append(image)

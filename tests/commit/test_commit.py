@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from criu_relay.commit.records import Record, Records, instance_id
+from criu_relay.commit.records import KEPT, Record, Records, instance_id
 from criu_relay.commit.states import State
 from criu_relay.commit.tasks import Task, Verdict, boot_id, start_time
 from criu_relay.errors import Aborted, Conflict, LinkLost, NotFound
@@ -95,7 +95,7 @@ def test_the_cache_has_lost_it(bench: Bench, processes: Any) -> None:
     bench.out.decided.callback("unknown")
     assert bench.state is State.LOST
     assert bench.dump.newest is not None
-    assert "web" in bench.dump.newest.reason
+    assert bench.dump.newest.reason.startswith("lost: ")
 
 
 def test_criu_ends_before_the_permission(bench: Bench, processes: Any) -> None:
@@ -248,6 +248,69 @@ def test_a_verdict_that_was_stopped_says_nothing(processes: Any) -> None:
     assert (said, reactor.readers) == ([], [])
 
 
+def test_a_cache_that_was_started_anew_has_it_no_more(bench: Bench) -> None:
+    bench.written("inventory.img")
+    asked = bench.permit(copy=True)
+    bench.hold()
+    bench.out.decided.callback("committed")
+    assert asked == [None]
+    bench.out.decided = Deferred()
+    bench.dumps.ask_again()
+    assert bench.out.decisions == [(True, ""), (True, "")]
+    bench.out.decided.callback("committed")
+    assert bench.state is State.COMMITTED
+    bench.out.decided = Deferred()
+    bench.dumps.ask_again()
+    bench.out.decided.callback("unknown")
+    assert bench.state is State.LOST
+    assert bench.dump.newest is not None
+    assert "started anew" in bench.dump.newest.reason
+    bench.dumps.ask_again()
+    assert len(bench.out.decisions) == 3, "told once"
+
+
+def test_what_was_committed_before_a_restart_is_asked_after(bench: Bench) -> None:
+    for number, cache in enumerate(("tcp:nowhere", "tcp:elsewhere")):
+        migration = f"{number:032x}"
+        bench.records.write(Record(migration, f"n{number}", 1, 1, 2, 1, "other", cache))
+        bench.records.keep(migration)
+    bench.dumps.recover()
+    assert [name for name, dump in bench.dumps.namespaces.items() if dump.newest] == ["n0"]
+    bench.dumps.ask_again()
+    bench.out.decided.callback("unknown")
+    assert bench.dumps.known("n0").state is State.LOST
+    assert [record.namespace for record in bench.records.kept()] == ["n1"]
+
+
+def test_who_asked_leaves_while_the_permission_is_written(bench: Bench) -> None:
+    """The thread cannot be stopped: what it wrote is removed behind it."""
+    threads: list[tuple[Any, ...]] = []
+
+    def in_thread(*call: Any) -> Deferred[Any]:
+        threads.append((Deferred(), *call))
+        return threads[-1][0]
+
+    object.__setattr__(bench.dump._at, "in_thread", in_thread)
+    bench.written("inventory.img")
+    with subprocess.Popen(["sleep", "600"]) as task, subprocess.Popen(["sleep", "600"]) as criu:
+        assert bench.dump.newest is not None
+        request = CommitRequest(root=task.pid, criu=criu.pid)
+        asked = Deferred.fromCoroutine(bench.dump.newest.permit(request)).addErrback(lambda _: None)
+        bench.clock.advance(0)
+        bench.hold()
+        [(fired, function, *arguments)] = [call for call in threads if call[1] == bench.records.write]
+        asked.cancel()
+        assert bench.state is State.ABORTED
+        fired.callback(function(*arguments))
+        assert len(bench.records.load()) == 1
+        for fired, function, *arguments in threads:
+            if function == bench.records.remove:
+                fired.callback(function(*arguments))
+        assert bench.records.load() == []
+        for process in (task, criu):
+            process.kill()
+
+
 def test_records(tmp_path: Path) -> None:
     records = Records(tmp_path)
     assert records.load() == []
@@ -258,9 +321,22 @@ def test_records(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     (tmp_path / "permitted" / "bad.json").write_text("{")
     assert records.load() == [record]
+    records.keep(record.migration)
+    assert (records.load(), records.kept()) == ([], [record])
     records.remove(record.migration)
     records.remove(record.migration)
-    assert records.load() == []
+    records.keep(record.migration)
+    assert (records.load(), records.kept()) == ([], [])
+
+
+def test_no_more_committed_records_are_kept_than_that(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for number in range(KEPT + 3):
+        migration = f"{number:032x}"
+        records.write(Record(migration, "web", 1, 1, 2, 1, "boot", "tcp:x"))
+        os.utime(tmp_path / "permitted" / f"{migration}.json", (number, number))
+        records.keep(migration)
+    assert [int(record.migration, 16) for record in records.kept()] == list(range(3, KEPT + 3))
 
 
 def test_the_instance_stays_the_same(tmp_path: Path) -> None:

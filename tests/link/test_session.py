@@ -232,3 +232,22 @@ def test_held_under_another_name_is_aborted() -> None:
     assert "holds web as wab" in session.sealing[0].reason
     session.decide(False)
     assert states(loop) == [State.ABORTED]
+
+
+def test_a_decision_is_told_once_over_each_link() -> None:
+    loop = Loop().connect()
+    session = Session(loop)
+    session.attempt(session.everything)
+    decided = [result(session.outgoing.decide(True))]
+    loop.disconnect()
+    loop.outlet.linked = lambda: decided.append(result(session.outgoing.decide(True)))
+    loop.connect()
+    assert decided == [["committed"], ["committed"]]
+    assert Parsed().feed(bytes(loop.record["down"])).kinds.count("decided") == 1
+    loop.disconnect()
+    loop.store.discard("web")
+    loop.store.namespaces.clear()
+    loop.store._generations.clear()
+    loop.connect()
+    assert decided[2:] == [["unknown"]]
+    assert not loop.cut

@@ -200,7 +200,7 @@ class Flow:
             self._pair.hole = True
             return
         self.stop()
-        if what != "stall" and not self._pair.hole:
+        if what == "reset" or (what != "stall" and not self._pair.hole):
             {"reset": self._pair.reset, "fin": self._pair.fin, "half-close": self._sink.loseWriteConnection}[what]()
 
     def _read(self) -> None:

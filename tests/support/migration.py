@@ -133,11 +133,11 @@ class Migration:
         assert after["count"] > before["count"]
         self.victim.counts_on()
 
-    def not_served(self) -> None:
-        """The cache gives nobody an image of it: it says so, or lets one wait for the next dump."""
+    def not_served(self, seconds: float = SILENT_SECONDS) -> None:
+        """The cache gives nobody an image of it: it says so, or lets one wait for the next dump, at least so long."""
         try:
             path = f"/v1/namespaces/{self.namespace}/images/inventory.img"
-            status, body = self.relay.cache.request("GET", path, timeout=SILENT_SECONDS)
+            status, body = self.relay.cache.request("GET", path, timeout=seconds)
         except TimeoutError:
             return
         assert status in (404, 409), (status, body[:200])

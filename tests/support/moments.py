@@ -19,9 +19,11 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -38,9 +40,13 @@ from tests.support.migration import Migration
 from tests.support.polling import until
 from tests.support.victims import Victim
 
-VICTIMS = ("proxy", "cache", "criu", "action", "link")
+VICTIMS = ("proxy", "cache", "link", "criu", "action")
+"""The script is there behind post-dump only."""
 
 CUTS = ("reset", "fin", "half-close", "hole")
+
+UNDISTURBED = 3
+"""Dumps to learn from how long one takes."""
 
 HOLE_SECONDS = 0.3
 """A black hole ends as a reset, after this."""
@@ -74,6 +80,9 @@ SETTLE_SECONDS = 30.0
 
 MEMORY = 4
 """MiB of the process."""
+
+GLANCE_SECONDS = 0.05
+"""Who waits from before the dump would have been served long ago; a new restore is let wait for so long."""
 
 TIMEOUT = "10"
 """CRIU_RELAY_TIMEOUT: the script refuses after this."""
@@ -129,8 +138,9 @@ def draw(seed: int, count: int, whole: float) -> list[Moment]:
     dice = random.Random(seed)
     moments = []
     for number in range(count):
-        victims = tuple(dice.sample(VICTIMS, dice.choice((1, 1, 1, 2, 2, 3))))
         event = "start" if number % 2 else EVENTS[1 + number // 2 % (len(EVENTS) - 1)]
+        there = VICTIMS if event in ("start", "script", "held", "record") else VICTIMS[:-1]
+        victims = tuple(dice.sample(there, dice.choice((1, 1, 1, 2, 2, 3))))
         most = whole * WHOLE if event == "start" else dice.choice(SOON)
         moments.append(
             Moment(number, victims, dice.choice(CUTS), event, dice.uniform(0, most), force=dice.random() < 0.5)
@@ -242,7 +252,10 @@ class Dump:
 
 
 class World:
-    """Both daemons with a link between them that can be cut, and processes to be dumped."""
+    """Both daemons with a link between them that can be cut, and processes to be dumped.
+
+    @ivar lived: the namespaces of dumps that failed.
+    """
 
     def __init__(self, place: Path) -> None:
         """@param place: an empty directory for logs and victims."""
@@ -252,6 +265,7 @@ class World:
         self.faults = Faults(self.relay.port)
         self._victims: list[Victim] = []
         self._spare: Victim | None = None
+        self.lived: list[str] = []
         self.start()
 
     def start(self) -> None:
@@ -292,6 +306,21 @@ class World:
         """Remove them, where the daemon still is the one that bound them."""
         for role, directory in (("cache", migration.target), ("proxy", migration.source)):
             self.relay.at(role).request("DELETE", f"/v1/attachments?directory={directory}")
+
+    def for_ever(self) -> None:
+        """Every task ends and every daemon is killed and started again: what was not to be served is not.
+
+        @raise AssertionError: it is.
+        """
+        for victim in self._victims:
+            victim.close()
+        for role in ("proxy", "cache"):
+            self.relay.at(role).kill()
+            self.start()
+            served = {
+                one["name"] for one in self.relay.get("/v1/namespaces") if one["state"] in ("committed", "restored")
+            }
+            assert served.isdisjoint(self.lived), f"{served.intersection(self.lived)} after a restart of the {role}"
 
     def close(self) -> None:
         """End everything."""
@@ -390,10 +419,11 @@ class Trial:
 
         until(settled, SETTLE_SECONDS, f"{namespace} is given up", lambda: str(self.states()))
         assert not self.opener.served, f"{namespace} is served, and its task lives on"
-        self.migration.not_served()
-        self.migration.lives_on(self.before)
+        self.migration.not_served(GLANCE_SECONDS)
+        self.victim.counts_on()
         if "criu" not in self.outcome.struck:
             self.world.keep(self.victim)
+        self.world.lived.append(namespace)
         self.outcome.fate = "lives"
 
     def states(self) -> tuple[dict[str, Any], str]:
@@ -439,18 +469,21 @@ class Trial:
 
 
 def undisturbed(world: World) -> dict[str, float]:
-    """When the events of a dump come that nobody strikes, in seconds; it must succeed."""
-    victim = world.victim()
-    migration = Migration(world.relay, world.criu, victim, "undisturbed")
-    world.attach(migration)
-    dump = Dump(world.relay, migration.namespace, migration.dump)
-    for event in EVENTS:
-        dump.until(event, 0)
-    assert set(dump.seen) == set(EVENTS), dump.seen
-    dump.run.succeed()
-    victim.reap()
-    world.detach(migration)
-    return dump.seen
+    """When the events of a dump come that nobody strikes, in seconds: the quickest of some, which must all succeed."""
+    runs = []
+    for number in range(UNDISTURBED):
+        victim = world.victim()
+        migration = Migration(world.relay, world.criu, victim, f"undisturbed-{number}")
+        world.attach(migration)
+        dump = Dump(world.relay, migration.namespace, migration.dump)
+        for event in EVENTS:
+            dump.until(event, 0)
+        assert set(dump.seen) == set(EVENTS), dump.seen
+        dump.run.succeed()
+        victim.reap()
+        world.detach(migration)
+        runs.append(dump.seen)
+    return min(runs, key=lambda seen: seen["over"])
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -470,17 +503,16 @@ def run(seed: int, count: int, place: Path, tell: Callable[[str], None] = lambda
     """The moments of a seed, one after the other; after a violation in a new world.
 
     @param place: an empty directory.
+    @raise AssertionError: what failed was served after everything was started again.
     """
-    worlds = 0
-    outcomes: list[Outcome] = []
+    numbers = itertools.count(1)
 
     def made() -> World:
-        nonlocal worlds
-        worlds += 1
-        directory = place / f"world-{worlds}"
+        directory = place / f"world-{next(numbers)}"
         directory.mkdir()
         return World(directory)
 
+    outcomes: list[Outcome] = []
     world = made()
     try:
         stages = undisturbed(world)
@@ -494,6 +526,7 @@ def run(seed: int, count: int, place: Path, tell: Callable[[str], None] = lambda
                 world.close()
                 world = made()
             outcomes.append(trial.outcome)
+        world.for_ever()
     finally:
         world.close()
     return outcomes
@@ -511,6 +544,8 @@ def main() -> int:
     outcomes = run(arguments.seed, arguments.count, place, print)
     print("\n".join(table(outcomes)))
     fates = collections.Counter(outcome.fate for outcome in outcomes)
+    if not fates["VIOLATION"]:
+        shutil.rmtree(place)
     print(f"{len(outcomes)} moments in {time.monotonic() - began:.0f} s, seed {arguments.seed}: {dict(fates)}")
     if arguments.out is not None:
         told = {"seed": arguments.seed, "fates": fates, "moments": [dataclasses.asdict(one) for one in outcomes]}
