@@ -19,6 +19,7 @@ from criu_relay.flow.frames import USER_TIMEOUT, OutFrame
 from criu_relay.interfaces import Owner
 from criu_relay.link.credentials import Credentials
 from criu_relay.link.handshake import Handshake
+from criu_relay.link.liveness import SILENT_SECONDS, Liveness
 from criu_relay.link.states import TABLE, Event, State
 from criu_relay.link.transports import Ownership, open_channel
 from criu_relay.machine import Machine
@@ -101,8 +102,7 @@ class LinkConnection(TwistedProtocol):
         self.peer_name = ""
         self.since = 0.0
         self.payload_bytes = 0
-        self.round_trip: float | None = None
-        self._pinged: dict[int, float] = {}
+        self._liveness = Liveness(clock, self.send, self._silent_for_long)
         self._channel: Channel
 
     @property
@@ -169,6 +169,7 @@ class LinkConnection(TwistedProtocol):
 
     def feed(self, data: bytes) -> None:
         """Bytes from a transport."""
+        self._liveness.heard()
         if self.machine.state in (State.GREETING, State.UP):
             try:
                 self._reader.feed(data)
@@ -177,6 +178,7 @@ class LinkConnection(TwistedProtocol):
 
     def received(self, count: int) -> None:
         """Bytes that were received into our buffers."""
+        self._liveness.heard()
         if self.machine.state in (State.GREETING, State.UP):
             try:
                 self._reader.received(count)
@@ -204,7 +206,7 @@ class LinkConnection(TwistedProtocol):
         elif kind == "ping":
             self.send(Frame(pong={"nonce": frame.ping.nonce}))
         elif kind == "pong":
-            self._answered(frame.pong.nonce)
+            self._liveness.answered(frame.pong.nonce)
         elif kind == "bye":
             self._bye(f"the peer said bye: {frame.bye.reason}")
         elif kind == "error" and not frame.error.HasField("migration"):
@@ -246,13 +248,6 @@ class LinkConnection(TwistedProtocol):
         if self.machine.state is State.CLOSING:
             self._clock.callLater(0, self._flushed)
 
-    def ping(self) -> None:
-        """Measure the round trip."""
-        nonce = len(self._pinged) + 1
-        if not self._pinged:
-            self._pinged[nonce] = self._clock.seconds()
-            self.send(Frame(ping={"nonce": nonce}))
-
     def fail(self, error: RelayError) -> None:
         """The peer is at fault, or we cannot go on: say why, then close."""
         if not self.machine.accepts(Event.FAIL):
@@ -287,7 +282,7 @@ class LinkConnection(TwistedProtocol):
             "since_s": self._clock.seconds() - self.since,
             "bytes": self.payload_bytes,
             "io": self.io,
-            "round_trip_ms": None if self.round_trip is None else self.round_trip * 1000,
+            "round_trip_ms": None if (trip := self._liveness.round_trip) is None else trip * 1000,
         }
 
     def describe(self) -> str:
@@ -309,17 +304,18 @@ class LinkConnection(TwistedProtocol):
         self.machine.feed(Event.HELLO)
         self.log.info("link to {peer} is up ({io})", peer=self.describe(), io=self.io)
         self._end.link_up(self)
-
-    def _answered(self, nonce: int) -> None:
-        sent = self._pinged.pop(nonce, None)
-        if sent is not None:
-            self.round_trip = self._clock.seconds() - sent
+        if self.up:
+            self._liveness.start()
 
     def _silent(self) -> None:
         self._timer = None
         if self.machine.state is State.SECURING:
             self.refuse(ProtocolError(f"the peer did not finish the TLS handshake in {GREETING_SECONDS:.0f} s"))
         self.fail(ProtocolError(f"the peer did not say hello in {GREETING_SECONDS:.0f} s"))
+
+    def _silent_for_long(self) -> None:
+        self._lost(f"the peer was silent for {SILENT_SECONDS:.0f} s")
+        self._owned.abort(self.transport)
 
     def _bye(self, reason: str) -> None:
         if self.machine.accepts(Event.BYE):
@@ -365,6 +361,7 @@ class LinkConnection(TwistedProtocol):
             self._end.link_down(self, reason)
 
     def _cancel_timer(self) -> None:
+        self._liveness.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

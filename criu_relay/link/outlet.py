@@ -163,7 +163,6 @@ class LinkOutlet:
         self._counters.add("links_made")
         for migration, decision in self._decisions.items():
             self._tell(migration, decision)
-        connection.ping()
 
     def frame_received(self, connection: LinkConnection, frame: link_pb2.Frame) -> wire.PayloadSink | None:
         """What a cache says."""

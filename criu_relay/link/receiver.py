@@ -119,7 +119,6 @@ class Receiver:
         for migration, known_of in session.migrations.items():
             if known_of.refused:
                 self._tell_refused(session, migration, known_of.refused)
-        connection.ping()
 
     def frame_received(self, connection: LinkConnection, frame: link_pb2.Frame) -> wire.PayloadSink | None:
         """What a proxy says."""

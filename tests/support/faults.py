@@ -187,7 +187,7 @@ class Flow:
                     # The next piece in a turn of its own, so that it is a segment of its own.
                     self._call = self._clock.callLater(0, self._pump)
                     break
-            else:
+            elif self._sink.connected:
                 self._sink.doWrite()
                 self._end(item)
         self._read()
