@@ -25,8 +25,9 @@ def test_never_lost_never_doubled(tmp_path: Path) -> None:
 
 
 def test_moments_are_the_seeds() -> None:
-    assert moments.draw(7, 50, 0.2) == moments.draw(7, 50, 0.2) != moments.draw(8, 50, 0.2)
-    drawn = moments.draw(7, 200, 0.2)
+    stages = {event: 0.02 * number for number, event in enumerate(moments.EVENTS)}
+    assert moments.draw(7, 50, stages) == moments.draw(7, 50, stages) != moments.draw(8, 50, stages)
+    drawn = moments.draw(7, 200, stages)
     assert {moment.event for moment in drawn} == set(moments.EVENTS)
     assert {name for moment in drawn for name in moment.victims} == set(moments.VICTIMS)
     assert max(len(moment.victims) for moment in drawn) == 3

@@ -29,7 +29,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,10 @@ EVENTS = ("start", *MARKS, "held", "record", "committed", "over")
 """`start`: criu was started; `held`, `committed`: the cache logs it; `record`: it is in --state; `over`: criu ended."""
 
 SOON = (0.0, 0.001, 0.01, 0.04)
-"""Seconds behind an event, at most: from its very instant to what the next stage takes."""
+"""Seconds close behind an event, at most: from its very instant to what the next stage takes."""
 
 WHOLE = 1.15
-"""Of an undisturbed dump's time: what moments that are counted from its start are spread over."""
+"""Of an undisturbed dump's time: what moments that may be anywhere are spread over."""
 
 LOOK_SECONDS = 0.0001
 """Between two looks for an event."""
@@ -130,21 +130,25 @@ class Outcome:
     error: str = ""
 
 
-def draw(seed: int, count: int, whole: float) -> list[Moment]:
-    """The moments of a seed: half of them counted from the start, half of them from the other events in turn.
+def draw(seed: int, count: int, stages: Mapping[str, float]) -> list[Moment]:
+    """The moments of a seed: half of them anywhere in a dump, half of them close behind each event in turn.
 
-    @param whole: seconds that an undisturbed dump takes.
+    @param stages: when the events of an undisturbed dump come, in seconds; one anywhere is counted from the last event
+        before it, so that it is where it should be in a dump that takes longer.
     """
     dice = random.Random(seed)
     moments = []
     for number in range(count):
-        event = "start" if number % 2 else EVENTS[1 + number // 2 % (len(EVENTS) - 1)]
-        there = VICTIMS if event in ("start", "script", "held", "record") else VICTIMS[:-1]
+        if number % 2:
+            position = dice.uniform(0, stages["over"] * WHOLE)
+            event = max((one for one in EVENTS if stages[one] <= position), key=lambda one: stages[one])
+            delay = position - stages[event]
+        else:
+            event = EVENTS[number // 2 % len(EVENTS)]
+            delay = dice.uniform(0, dice.choice(SOON))
+        there = VICTIMS if event in ("script", "held", "record") else VICTIMS[:-1]
         victims = tuple(dice.sample(there, dice.choice((1, 1, 1, 2, 2, 3))))
-        most = whole * WHOLE if event == "start" else dice.choice(SOON)
-        moments.append(
-            Moment(number, victims, dice.choice(CUTS), event, dice.uniform(0, most), force=dice.random() < 0.5)
-        )
+        moments.append(Moment(number, victims, dice.choice(CUTS), event, delay, force=dice.random() < 0.5))
     return moments
 
 
@@ -517,7 +521,7 @@ def run(seed: int, count: int, place: Path, tell: Callable[[str], None] = lambda
     try:
         stages = undisturbed(world)
         tell(f"seed {seed}; undisturbed: {', '.join(f'{n} {s * 1000:.0f} ms' for n, s in stages.items())}")
-        for moment in draw(seed, count, stages["over"]):
+        for moment in draw(seed, count, stages):
             trial = Trial(world, moment)
             try:
                 trial.run()
