@@ -291,12 +291,6 @@ class LinkOutlet:
             decision.told = self.connection
             self.connection.send(decision.frame(migration))
 
-    def _tell(self, migration: bytes, decision: Decision) -> None:
-        """Once over each link: each time is answered."""
-        if self.connection is not None and decision.told is not self.connection:
-            decision.told = self.connection
-            self.connection.send(decision.frame(migration))
-
     def _image_ready(self, image: QueuedImage) -> None:
         self._turns.add(image)
         self._wake()
