@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from criu_relay.errors import RelayError
+from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge
 
 PIPE_BYTES_PER_TURN = 1 << 20
 """What one turn of the reactor moves at most."""
@@ -71,6 +72,8 @@ class ImageServer:
     def start(self) -> None:
         """Begin; `done` may fire at once."""
         if self._image.size:
+            if self._pipe and self._image.size > DEFAULT_PIPE:
+                enlarge(self._fd)
             self._reactor.addWriter(self)
         else:
             self._finish()
