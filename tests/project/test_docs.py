@@ -67,6 +67,7 @@ def environment(place: Path, *programs: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
         "XDG_RUNTIME_DIR": str(place),
         "XDG_STATE_HOME": str(place / "state"),
     }
