@@ -73,6 +73,11 @@ class OutFrame:
     payload: MemfdRange | PipeRange | bytes | None = None
 
     @property
+    def size(self) -> int:
+        """Bytes of header and payload."""
+        return len(self.header) + self.payload_size
+
+    @property
     def payload_size(self) -> int:
         """In bytes."""
         match self.payload:

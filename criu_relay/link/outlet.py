@@ -191,7 +191,7 @@ class LinkOutlet:
         if self._machine.state is not State.UP:
             return None
         if (again := self._sent.next_again()) is not None:
-            self._counters.add("link_bytes_sent_again", len(again.header) + again.payload_size)
+            self._counters.add("link_bytes_sent_again", again.size)
             return again
         if self._orders:
             outgoing, order = self._orders.popleft()
