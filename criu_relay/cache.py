@@ -45,6 +45,7 @@ class Cache(Daemon):
         self.receiver = Receiver(self.store, self.counters, reactor, patience_of(settings))
         self.store.rejected = self.receiver.rejected
         self.attachments = Attachments(reactor, cache_dialects(reactor, self._restores_of), settings.allow_uids)
+        self.store.attached = lambda name: any(a.namespace == name for a in self.attachments)
         self.control = CacheControl(self)
         self.instance = instance_id(settings.state / "cache")
         greeting = hello(CACHE, self.instance)
@@ -76,7 +77,7 @@ class Cache(Daemon):
         return check_name(attached.pop() if len(attached) == 1 else os.path.basename(label.rstrip("/")), "namespace")
 
     def _restores_of(self, namespace: str) -> IRestores:
-        restores: IRestores = self.store.keep(namespace)
+        restores: IRestores = self.store.namespace(namespace)
         return restores
 
 

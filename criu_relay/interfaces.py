@@ -22,6 +22,9 @@ from zope.interface import Attribute, Interface
 from criu_relay.counters import Counters as Counters
 from criu_relay.errors import Cause
 
+ABORTED = "namespace {name} is aborted after {bytes} bytes: {why}; it is of {who}: {todo}"
+"""The one line that an aborted namespace leaves in the log of either daemon; C{migration}, its id, is there as well."""
+
 
 class Mode(enum.Enum):
     """How a write opens an image: from its start (replacing what was there) or at its end."""
@@ -268,8 +271,11 @@ class IIntake(Interface):
     def held(owner: Owner) -> list[tuple[bytes, str, int]]:
         """Migrations of `owner` that wait for a decision: (migration, namespace, bytes)."""
 
-    def link_lost(owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> None:
-        """The link that carried them is gone: those not yet held abort."""
+    def link_lost(owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> int:
+        """The link that carried them is gone: those not yet held abort.
+
+        @return: how many that were.
+        """
 
 
 class IOutgoing(Interface):

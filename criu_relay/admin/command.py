@@ -18,10 +18,10 @@ from criu_relay import __version__, values
 from criu_relay.admin import files, show
 from criu_relay.admin.client import GRACE, Broken, Client, Refused, Unanswered, Unreachable, target
 from criu_relay.admin.rundir import ROLES, run_directory, socket_path
-from criu_relay.admin.text import plain, size
+from criu_relay.admin.text import size
 from criu_relay.admin.watch import Watch
 from criu_relay.errors import Invalid, RelayError
-from criu_relay.wire.names import check_name
+from criu_relay.wire.names import check_name, plain
 
 DONE, FAILED, USAGE, TIMED_OUT, NO_DAEMON, INTERRUPTED = 0, 1, 2, 3, 4, 130
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from criu_relay.admin.show import MOVING, eta
-from criu_relay.admin.text import plain, shortened, size, span
+from criu_relay.admin.text import shortened, size, span
+from criu_relay.wire.names import plain
 
 #: Rows of images per namespace: the newest ones, which are those that grow.
 IMAGES = 8

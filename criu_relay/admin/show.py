@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from criu_relay.admin.text import note, plain, size, span, table
+from criu_relay.admin.text import note, size, span, table
+from criu_relay.wire.names import plain
 
 #: The states of a namespace whose bytes still move.
 MOVING = ("open", "sealing", "sealed")

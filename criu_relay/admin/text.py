@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from criu_relay.wire.names import plain
+
 #: Columns that everything fits in.
 WIDTH = 80
 
@@ -36,11 +38,6 @@ def span(seconds: float) -> str:
     if not hours:
         return f"{minutes} min"
     return f"{hours} h {minutes % 60} min" if not days else f"{days} d {hours % 24} h"
-
-
-def plain(text: str) -> str:
-    """Text of a peer on one line, without control characters."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def shortened(text: str, width: int) -> str:

@@ -16,12 +16,14 @@ from criu_relay.commit.surroundings import Surroundings, Waiters
 from criu_relay.commit.tasks import Task, boot_id
 from criu_relay.errors import Aborted, Cause, Conflict, NotFound
 from criu_relay.interfaces import IDump, IDumpClient, IDumpListener, IImageSink, IOpenedImage, Mode
+from criu_relay.wire.link import MAX_MIGRATIONS
 
 HISTORY = 8
 """Migrations of a namespace that are remembered after they ended, for `status` and `wait`."""
 
-NAMESPACES = 1 << 16
-"""Names that a proxy knows at once."""
+NAMESPACES = 4096
+"""Names that a proxy knows at once: each keeps its history, and `status` lists them. When there are more the first one
+is forgotten of which nothing is attached, under way or waited for."""
 
 
 @implementer(IDump)
@@ -40,14 +42,19 @@ class NamespaceDump:
         surroundings: Surroundings,
         listeners: Callable[[], list[IDumpListener]],
         copies: Callable[[], bool],
+        undecided: Callable[[], int],
     ) -> None:
-        """@param copies: whether its dumps are meant to leave their task running."""
+        """
+        @param copies: whether its dumps are meant to leave their task running.
+        @param undecided: how many migrations of the proxy are not decided.
+        """
         self.name = name
         self._copies = copies
         self.migrations: list[Migration] = []
         self.begun = Waiters()
         self._at = surroundings
         self._listeners = listeners
+        self._undecided = undecided
         self._count = 0
         self._connected: list[IDumpClient] = []
         self._bound: dict[object, Migration] = {}
@@ -56,6 +63,12 @@ class NamespaceDump:
     def newest(self) -> Migration | None:
         """The migration that began last."""
         return self.migrations[-1] if self.migrations else None
+
+    @property
+    def forgettable(self) -> bool:
+        """Nothing of it is attached, under way or waited for."""
+        busy = any(not old.over for old in self.migrations)
+        return not (busy or self._connected or self._listeners() or self.begun)
 
     # IDump
 
@@ -138,6 +151,9 @@ class NamespaceDump:
         newest = self.newest
         if newest is not None and newest.state in (State.OPEN, State.SEALING, State.SEALED):
             raise Conflict(f"another dump into namespace {self.name} is on its way", hint="use another namespace")
+        if self._undecided() >= MAX_MIGRATIONS:
+            hint = "decide some of those that criu-relay status shows"
+            raise Conflict(f"{MAX_MIGRATIONS} migrations of the proxy are not decided", hint=hint)
         migration = self._add(os.urandom(16), copy or self._copies(), State.OPEN)
         for client in self._connected:
             migration.connected(client)
@@ -246,11 +262,17 @@ class Dumps:
         """
         if name not in self.namespaces:
             if len(self.namespaces) >= NAMESPACES:
-                raise Conflict(f"the proxy knows {NAMESPACES} namespaces already")
+                oldest = next((known for known, dump in self.namespaces.items() if dump.forgettable), None)
+                if oldest is None:
+                    raise Conflict(f"the proxy knows {NAMESPACES} namespaces already, and needs them all")
+                del self.namespaces[oldest]
             self.namespaces[name] = NamespaceDump(
-                name, self._at, lambda: self.listeners(name), lambda: self.copies(name)
+                name, self._at, lambda: self.listeners(name), lambda: self.copies(name), self._undecided
             )
         return self.namespaces[name]
+
+    def _undecided(self) -> int:
+        return sum(not migration.over for dump in self.namespaces.values() for migration in dump.migrations)
 
     def known(self, name: str) -> Migration:
         """The newest migration of a namespace.

@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from criu_relay.commit.journal import tell_aborted
 from criu_relay.commit.permission import Permission
 from criu_relay.commit.source import SourceTasks
 from criu_relay.commit.states import DECIDED, TABLE, WRITING, Event, State
@@ -18,6 +19,7 @@ from criu_relay.commit.written import WrittenImage
 from criu_relay.errors import Aborted, Cause, Conflict, LinkLost, NotFound, RelayError, TimedOut
 from criu_relay.interfaces import CommitRequest, IDumpClient, IDumpListener, IImageSink, IOpenedImage, IOutgoing, Mode
 from criu_relay.machine import Machine
+from criu_relay.wire.link import MAX_IMAGES, MAX_SNAPSHOTS
 
 INVENTORY = "inventory.img"
 """The image that CRIU writes last."""
@@ -124,6 +126,8 @@ class Migration:
     def push_snapshots(self, labels: Sequence[str]) -> None:
         """Snapshots begin."""
         self._check_writing()
+        if len(self.labels) + len(labels) > MAX_SNAPSHOTS:
+            raise Conflict(f"{self.namespace} has more than {MAX_SNAPSHOTS} snapshots")
         for label in labels:
             self.labels.append(label)
             self.outgoing.snapshot(len(self.labels), label)
@@ -146,6 +150,8 @@ class Migration:
         image = self.images.get((snapshot, name))
         if image is not None and not image.complete:
             raise Conflict(f"image {name} of {self.namespace} is being written already")
+        if image is None and len(self.images) >= MAX_IMAGES:
+            raise Conflict(f"{self.namespace} has more than {MAX_IMAGES} images")
         sink = self.outgoing.open_image(snapshot, name, mode)
         if image is None:
             image = self.images[snapshot, name] = WrittenImage(snapshot, name, self._look_soon, self._at.arrived)
@@ -359,9 +365,7 @@ class Migration:
         self.machine.feed(Event.ABORT)
         self.reason, self.hint = reason, hint
         self._at.counters.aborted(self.namespace, cause, reason)
-        self.log.error(
-            "namespace {name} is aborted after {bytes} bytes: {why}", name=self.namespace, bytes=self.bytes, why=reason
-        )
+        tell_aborted(self)
         for client in list(self.clients):
             client.drop(reason)
         forgotten = self._permission.forget() if recorded else succeed(None)

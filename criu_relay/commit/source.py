@@ -60,6 +60,10 @@ class SourceTasks:
             source["command"] = command(self.root.pid)[:NAME_BYTES]
         return source
 
+    def told(self) -> str:
+        """The root task for people; empty when it is not known."""
+        return "" if self.root is None else f"{command(self.root.pid) or 'a process'} (pid {self.root.pid})"
+
     def close(self) -> None:
         """Close every pidfd."""
         self._closed = True

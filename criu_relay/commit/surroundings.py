@@ -43,6 +43,9 @@ class Waiters:
     def __init__(self) -> None:
         self._waiting: list[Deferred[None]] = []
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def wait(self) -> Deferred[None]:
         """One more; may be cancelled."""
         fired: Deferred[None] = Deferred(lambda _: self._waiting.remove(fired))

@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from criu_relay.errors import NotFound
 from criu_relay.machine import Machine, Table
+from criu_relay.wire.names import plain
 
 PROC = Path("/proc")
 
@@ -57,9 +58,9 @@ def start_time(pid: int) -> int:
 
 
 def command(pid: int) -> str:
-    """The name of a process for people; empty when it is gone."""
+    """The name of a process for people, which it may have given itself (prctl(2)); empty when it is gone."""
     try:
-        return (PROC / str(pid) / "comm").read_text().strip()
+        return plain((PROC / str(pid) / "comm").read_text(errors="replace").strip())
     except OSError:
         return ""
 

@@ -30,9 +30,10 @@ GATHERED = 64 << 10
 SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK, splice(2)
 
 KEEPALIVE_SECONDS = 3
-"""An idle link is probed this often; three probes unanswered are a dead peer within 10 s."""
+"""A link that is idle for so long is probed by the kernel, and again this often: a dead host is found within 10 s."""
 
 KEEPALIVE_PROBES = 2
+"""Unanswered, after the first silence of that length."""
 
 USER_TIMEOUT = 30.0
 """Seconds: a peer whose kernel does not acknowledge sent data for so long is dead, when nobody says another time."""
@@ -71,6 +72,11 @@ class OutFrame:
 
     header: bytes
     payload: MemfdRange | PipeRange | bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of header and payload."""
+        return len(self.header) + self.payload_size
 
     @property
     def payload_size(self) -> int:

@@ -35,6 +35,10 @@ FLUSH_SECONDS = 5.0
 QUEUED_CONTROL_FRAMES = 1 << 16
 """Control frames that wait for a peer that does not read: more is a peer that never will."""
 
+QUEUED_CONTROL_BYTES = 64 << 20
+"""Bytes of those and of what was read back for the peer: a proxy asks for 1 MiB of an image at a time, and a dump reads
+a few images of its parent at once."""
+
 WITHOUT_TLS = "local"
 """The name of every peer without TLS."""
 
@@ -94,6 +98,8 @@ class LinkConnection(TwistedProtocol):
         self._end = end
         self._reader = wire.FrameReader(self)
         self._control: deque[OutFrame] = deque()
+        self._queued = 0
+        self._accepted = False
         self._reason: RelayError | None = None
         self._timer: Any = None
         self.machine: Machine[State, Event] = Machine("link", TABLE, State.SECURING, lambda state: None)
@@ -225,11 +231,12 @@ class LinkConnection(TwistedProtocol):
             return
         if payload is not None:
             frame.payload = len(payload)
-        if len(self._control) >= QUEUED_CONTROL_FRAMES:
+        if len(self._control) >= QUEUED_CONTROL_FRAMES or self._queued > QUEUED_CONTROL_BYTES:
             self._over(LinkLost("the peer does not read"))
             self._owned.abort(self.transport)
             return
         self._control.append(OutFrame(wire.encode(frame), payload))
+        self._queued += self._control[-1].size
         self._channel.wake()
 
     def wake(self) -> None:
@@ -240,7 +247,9 @@ class LinkConnection(TwistedProtocol):
     def next_frame(self) -> OutFrame | None:
         """What the writer sends next."""
         if self._control:
-            return self._control.popleft()
+            frame = self._control.popleft()
+            self._queued -= frame.size
+            return frame
         return self._end.next_frame() if self.up else None
 
     def drained(self) -> None:
@@ -303,7 +312,12 @@ class LinkConnection(TwistedProtocol):
         self.peer_name = secured or hello.name or hello.instance.hex()[:8]
         self.machine.feed(Event.HELLO)
         self.log.info("link to {peer} is up ({io})", peer=self.describe(), io=self.io)
-        self._end.link_up(self)
+        self._accepted = True
+        try:
+            self._end.link_up(self)
+        except RelayError:
+            self._accepted = False
+            raise
         if self.up:
             self._liveness.start()
 
@@ -323,7 +337,7 @@ class LinkConnection(TwistedProtocol):
             self._close(Event.BYE)
 
     def _close(self, event: Event) -> None:
-        was_up = self.up
+        was_up = self.up and self._accepted
         self._cancel_timer()
         self.machine.feed(event)
         self._timer = self._clock.callLater(FLUSH_SECONDS, self._abort)
@@ -357,7 +371,7 @@ class LinkConnection(TwistedProtocol):
         self._channel.stop()
         if before in (State.GREETING, State.UP):
             self.log.warn("{reason} (peer {peer})", reason=reason.reason, peer=self.describe())
-        if before is State.UP:
+        if before is State.UP and self._accepted:
             self._end.link_down(self, reason)
 
     def _cancel_timer(self) -> None:

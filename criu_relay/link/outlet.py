@@ -199,7 +199,7 @@ class LinkOutlet:
             return None
         frame = self._sent.next_again()
         if frame is not None:
-            self._counters.add("link_bytes_sent_again", len(frame.header) + frame.payload_size)
+            self._counters.add("link_bytes_sent_again", frame.size)
         elif self._orders:
             outgoing, order = self._orders.popleft()
             outgoing.told = True
@@ -208,7 +208,7 @@ class LinkOutlet:
         else:
             frame = self._next_of_images()
         if frame is not None:
-            self.pace.sent(len(frame.header) + frame.payload_size)
+            self.pace.sent(frame.size)
         return frame
 
     def _next_of_images(self) -> OutFrame | None:
@@ -217,7 +217,7 @@ class LinkOutlet:
             if image.ready:
                 frame, sent = image.next_frame()
                 self._sent.add(sent)
-            self._turns.took(image, len(frame.header) + frame.payload_size if frame is not None else 0)
+            self._turns.took(image, frame.size if frame is not None else 0)
             if not image.ready:
                 image.migration.image_sent(image)
             if frame is not None:

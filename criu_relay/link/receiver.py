@@ -8,19 +8,13 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from criu_relay.errors import Conflict, LinkEnded, LinkLost, ProtocolError, RelayError
+from criu_relay.errors import LinkEnded, LinkLost, ProtocolError, RelayError
 from criu_relay.flow.frames import OutFrame
 from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.link.connection import LinkConnection
 from criu_relay.link.sessions import Migration, Session, Sessions
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
-
-MIGRATIONS_PER_LINK = 4096
-"""Open migrations of one proxy: bounds what one peer can make us remember."""
-
-IMAGES_PER_MIGRATION = 1 << 16
-"""Rows of a closing header that are kept until its last frame; the store takes no more images either."""
 
 MODES = {link_pb2.REPLACE: Mode.REPLACE, link_pb2.APPEND: Mode.APPEND}
 OUTCOMES = {True: link_pb2.COMMITTED, False: link_pb2.ABORTED, None: link_pb2.UNKNOWN}
@@ -190,8 +184,11 @@ class Receiver:
         if known.refused:
             return
         known.refused = error.reason
-        self.log.error("a migration is refused: {reason}", reason=error.reason, migration=migration.hex())
-        self._intake.link_lost(session.owner, [migration], error.reason, error.cause)
+        if not self._intake.link_lost(session.owner, [migration], error.reason, error.cause):
+            peer = session.owner.peer
+            self.log.error(
+                "a migration of {peer} is refused: {why}", peer=peer, why=error.reason, migration=migration.hex()
+            )
         self._tell_refused(session, migration, error.reason)
 
     def _tell_refused(self, session: Session, migration: bytes, reason: str) -> None:
@@ -201,8 +198,8 @@ class Receiver:
 
     def _namespace(self, session: Session, connection: LinkConnection, body: Any) -> None:
         migrations = session.migrations
-        if len(migrations) >= MIGRATIONS_PER_LINK:
-            raise Conflict(f"the link carries {MIGRATIONS_PER_LINK} migrations already")
+        if len(migrations) >= wire.MAX_MIGRATIONS:
+            raise ProtocolError(f"the link carries {wire.MAX_MIGRATIONS} migrations that are not decided already")
         self._intake.begin(session.owner, body.migration, body.name, body.copy, describe(body.source))
         migrations[body.migration] = Migration()
 
@@ -226,8 +223,8 @@ class Receiver:
         migration.rows += [
             (row.snapshot, row.name, row.size, row.digest if row.HasField("digest") else None) for row in body.images
         ]
-        if len(migration.rows) > IMAGES_PER_MIGRATION:
-            raise ProtocolError(f"the closing header lists more than {IMAGES_PER_MIGRATION} images")
+        if len(migration.rows) > wire.MAX_IMAGES:
+            raise ProtocolError(f"the closing header lists more than {wire.MAX_IMAGES} images")
         if body.last:
             rows, migration.rows = migration.rows, []
             size = self._intake.seal(session.owner, body.migration, rows, describe(body.source))

@@ -18,7 +18,8 @@ HISTORY = 8
 """Generations of a namespace that are remembered after they ended, for `status`."""
 
 WAITING_OPENERS = 4096
-"""Per namespace: a restore has at most one open waiting; the rest is somebody's mistake."""
+"""Opens of one namespace that wait: a restore has at most one. When there are more the oldest is told that there is no
+such image."""
 
 
 @dataclass(eq=False)
@@ -40,7 +41,6 @@ class Namespace:
     """See the module.
 
     @ivar generations: oldest first; the last few.
-    @ivar kept: a socket is bound for it.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class Namespace:
         self.generations: list[Generation] = []
         self.waiters: list[Waiter] = []
         self.began = 0
-        self.kept = False
         self.served = served
         self._reactor = reactor
         self._clock = clock
@@ -69,7 +68,7 @@ class Namespace:
     def forgettable(self) -> bool:
         """Nobody waits for it, nothing of it is here, and nothing is on its way."""
         busy = any(not old.decided or old.state is State.COMMITTED for old in self.generations)
-        return not (busy or self.kept or self.waiters)
+        return not (busy or self.waiters)
 
     @property
     def newest(self) -> Generation | None:

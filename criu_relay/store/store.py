@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from criu_relay.errors import Cause, Conflict, Forbidden, NotFound, ProtocolError
-from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
+from criu_relay.interfaces import ABORTED, Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.store.arena import Arena
 from criu_relay.store.generation import Event, Generation, State
 from criu_relay.store.image import Image
@@ -17,8 +17,11 @@ from criu_relay.store.namespace import Namespace
 from criu_relay.store.opened import read_bytes
 from criu_relay.store.reclaim import Reclaimer
 
-NAMESPACES = 1 << 16
-"""Names that a cache knows at once: bounds what peers and clients can make it remember."""
+TODO = "nothing to do here; the log of its proxy says more"
+
+NAMESPACES = 4096
+"""Names that a cache knows at once: each keeps its history, and `status` lists them. When there are more the first one
+is forgotten of which nothing is attached, here, on its way or waited for."""
 
 
 @implementer(IIntake)
@@ -27,6 +30,8 @@ class Store:
 
     @ivar namespaces: by name.
     @ivar retain: keep images after a confirmed restore.
+    @ivar rejected: called with a migration and a reason when a person threw it away.
+    @ivar attached: whether a socket is bound for a namespace.
     """
 
     log = Logger()
@@ -46,6 +51,7 @@ class Store:
         self.retain = retain
         self.counters = counters
         self.rejected: Callable[[bytes, str], None] = lambda migration, reason: None
+        self.attached: Callable[[str], bool] = lambda name: False
         self._reactor = reactor
         self._clock = clock
         self._patience = patience
@@ -162,12 +168,18 @@ class Store:
             if generation.state is State.HELD and generation.owner == owner
         ]
 
-    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> None:
+    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> int:
         """See L{IIntake.link_lost}."""
-        for migration in migrations:
-            generation = self._generations.get(migration)
-            if generation is not None and generation.owner == owner and generation.state is State.OPEN:
-                self.settle(generation, False, reason, cause)
+        lost = [
+            generation
+            for migration in migrations
+            if (generation := self._generations.get(migration)) is not None
+            and generation.owner == owner
+            and generation.state is State.OPEN
+        ]
+        for generation in lost:
+            self.settle(generation, False, reason, cause)
+        return len(lost)
 
     # Decisions
 
@@ -222,15 +234,9 @@ class Store:
             return found.drop()
         return found.discard(offset, found.size - offset if length is None else length)
 
-    def keep(self, name: str) -> Namespace:
-        """The namespace of that name, which a socket is bound for: it is not forgotten."""
-        namespace = self.namespace(name)
-        namespace.kept = True
-        return namespace
-
     def _forget_one(self) -> None:
         for name, namespace in self.namespaces.items():
-            if namespace.forgettable:
+            if namespace.forgettable and not self.attached(name):
                 del self.namespaces[name]
                 for generation in namespace.generations:
                     self._generations.pop(generation.migration, None)
@@ -259,9 +265,13 @@ class Store:
         home = self.namespaces[generation.namespace]
         state = generation.state
         self.counters.add(f"namespaces_{state.value}")
-        self.log.info(
-            "namespace {name}: {state} {reason}", name=generation.namespace, state=state.value, reason=generation.reason
-        )
+        if state is State.ABORTED:
+            self.log.error(
+                ABORTED, name=home.name, migration=generation.migration.hex(), bytes=generation.total,
+                why=generation.reason, who=generation.source or f"the proxy {generation.owner.peer}", todo=TODO,
+            )  # fmt: skip
+        else:
+            self.log.info("namespace {name}: {state} {why}", name=home.name, state=state.value, why=generation.reason)
         if state is State.COMMITTED:
             self._replace_older(home, generation)
         else:

@@ -11,13 +11,16 @@ from criu_relay.errors import Invalid, ProtocolError
 from criu_relay.wire import link_pb2
 from criu_relay.wire.framing import LENGTH
 from criu_relay.wire.messages import parse
-from criu_relay.wire.names import check_label, check_name, from_peer
+from criu_relay.wire.names import check_label, check_name, from_peer, plain
 from criu_relay.wire.payload import PayloadReader, PayloadSink
 
 __all__ = [
     "MAX_HEADER",
+    "MAX_IMAGES",
+    "MAX_MIGRATIONS",
     "MAX_PAYLOAD",
     "MAX_SIZE",
+    "MAX_SNAPSHOTS",
     "MAX_TEXT",
     "VERSION",
     "FrameHandler",
@@ -41,6 +44,15 @@ MAX_TEXT = 4096
 
 MAX_SIZE = (1 << 63) - 1
 """Bytes in an image: off_t has no more."""
+
+MAX_MIGRATIONS = 4096
+"""Migrations of one proxy that are not decided: what a peer can make a cache remember."""
+
+MAX_SNAPSHOTS = 1024
+"""Snapshots of one migration: CRIU keeps a chain of pre-dumps short, as every one of them is read at the restore."""
+
+MAX_IMAGES = 1 << 16
+"""Images of one migration: CRIU writes some ten for each task, and a tree has at most some thousand tasks."""
 
 ID_SIZE = 16
 """Bytes in the id of a migration and of an instance: 128 random bits."""
@@ -98,10 +110,14 @@ def _counted_from_1(number: int, field: str) -> None:
 
 
 def _text(message: Any, path: str, *fields: str) -> None:
+    """Bound texts for people, and leave nothing in them that a terminal or a log would obey."""
     for field in fields:
-        size = len(getattr(message, field).encode())
+        text = getattr(message, field)
+        size = len(text.encode())
         if size > MAX_TEXT:
             raise _wrong(f"{path}.{field}", f"has {size} bytes, more than {MAX_TEXT}")
+        if not text.isprintable():
+            setattr(message, field, plain(text))
 
 
 def _source(message: Any, path: str) -> None:

@@ -29,6 +29,15 @@ _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
+def plain(text: str) -> str:
+    """Text of somebody else on one line, with nothing that a terminal or the reader of a log would obey.
+
+    >>> plain("gone\\n\\x1b[2Jall is well")
+    'gone??[2Jall is well'
+    """
+    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
+
+
 def _shown(text: str) -> str:
     return ascii(text) if len(text) <= SHOWN else f"{text[:SHOWN]!a}..."
 

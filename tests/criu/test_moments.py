@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import moments
 
-COUNT = 40
+COUNT = 32
 """A sample; `make faults` has all."""
 
 

@@ -281,7 +281,7 @@ class World:
             started.append(relay.start_cache(ready=False))
         if "proxy" not in running:
             link = f"tcp:127.0.0.1:{self.faults.port}"
-            started.append(relay.start_proxy("--link", link, "--link-timeout", "2", ready=False))
+            started.append(relay.start_proxy("--link", link, "--link-timeout", "1", ready=False))
         for daemon in started:
             daemon.ready()
         relay.linked()
