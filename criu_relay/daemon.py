@@ -17,10 +17,11 @@ from twisted.python.failure import Failure
 
 from criu_relay import __version__
 from criu_relay.admin.api import ControlSite, Handlers
+from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.listen import listen_control
 from criu_relay.admin.page import Page
 from criu_relay.errors import Conflict, RelayError
-from criu_relay.interfaces import Counters, IControl
+from criu_relay.interfaces import Counters
 from criu_relay.link.credentials import Credentials, Files
 from criu_relay.local.attachments import Attachments
 from criu_relay.settings import Settings, Tls
@@ -49,7 +50,7 @@ class Daemon(MultiService):
         self.counters = Counters()
         self.began = reactor.seconds()
         self.attachments: Attachments
-        self.control: IControl
+        self.control: IInspected
         self.credentials = self._credentials(settings.tls)
         self._ports: list[Any] = []
 
@@ -89,6 +90,14 @@ class Daemon(MultiService):
         if settings.metrics is not None:
             site = ControlSite(handlers.looking(), self.reactor, settings.insecure)
             port = await listen_control(self.reactor, settings.metrics, site, "metrics", settings.insecure)
+            self._ports.append(port)
+        if settings.manhole is not None and settings.manhole_keys is not None:
+            # Conch takes longer to load than all the rest, and few have a manhole.
+            from criu_relay.admin.manhole.server import ManholeFactory
+
+            extra = {"daemon": self}
+            factory = ManholeFactory(self.control, settings.manhole_keys, settings.state, extra, self.reactor)
+            port = await listen_control(self.reactor, settings.manhole, factory, "manhole", settings.insecure)
             self._ports.append(port)
 
     def startService(self) -> None:

@@ -88,6 +88,8 @@ class _RelayOptions(usage.Options):
         _parameter("tls-key", "PEM file with the certificate's private key"),
         _parameter("tls-ca", "PEM file with the CA that the peer's certificate must be from"),
         _parameter("metrics", "endpoint for Prometheus and browsers, read-only, such as tcp:9877:interface=127.0.0.1"),
+        _parameter("manhole", "endpoint of an SSH console with a Python prompt, such as tcp:9879:interface=127.0.0.1"),
+        _parameter("manhole-keys", "file of the public keys that may enter --manhole, as authorized_keys of sshd"),
         _parameter("config", "TOML file: its keys are the long names of these options; the command line wins"),
     ]
 
@@ -195,6 +197,7 @@ class _RelayOptions(usage.Options):
             "attachments": _attachments(given),
             "control": self._control(given),
             "metrics": self._console(given, "metrics", insecure),
+            **self._manhole(given, insecure),
             "insecure": insecure,
             "idle": _one(given, "idle", values.seconds, float(DEFAULT_IDLE)),
             "allow_uids": frozenset(item.read(values.uid) for item in given.get("allow-uid", ())),
@@ -244,6 +247,12 @@ class _RelayOptions(usage.Options):
         if not item.read(partial(values.server_address, kinds=SERVED)).is_local:
             raise item.wrong("whoever reaches it commands this service; give a unix: endpoint, or a loopback address")
         return item.text
+
+    def _manhole(self, given: dict[str, list[Given]], insecure: bool) -> dict[str, Any]:
+        if ("manhole" in given) != ("manhole-keys" in given):
+            raise usage.UsageError("--manhole and --manhole-keys belong together; give both, or neither")
+        keys = [item.read(partial(values.file, base=item.base)) for item in given.get("manhole-keys", ())]
+        return {"manhole": self._console(given, "manhole", insecure), "manhole_keys": keys[-1] if keys else None}
 
     @staticmethod
     def _console(given: dict[str, list[Given]], name: str, insecure: bool) -> str | None:

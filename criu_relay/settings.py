@@ -46,6 +46,8 @@ class Settings:
     @ivar attachments: where CRIU's sockets are bound from the start.
     @ivar control: endpoint description of the control API.
     @ivar metrics: endpoint description of what may be looked at; None: only at `control`.
+    @ivar manhole: endpoint description of the SSH console; None: there is none.
+    @ivar manhole_keys: file of the public keys that may enter it.
     @ivar insecure: plain links beyond this machine are allowed.
     @ivar idle: seconds after which an open namespace without a client aborts.
     @ivar allow_uids: users, besides our own and root, who may connect to CRIU's sockets.
@@ -60,6 +62,8 @@ class Settings:
     attachments: tuple[Attached, ...]
     control: str
     metrics: str | None
+    manhole: str | None
+    manhole_keys: Path | None
     insecure: bool
     idle: float
     allow_uids: frozenset[int]

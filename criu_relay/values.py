@@ -219,6 +219,14 @@ def directory(text: str, base: Path) -> str:
     return str(path)
 
 
+def file(text: str, base: Path) -> Path:
+    """An existing file, absolute and with its symlinks resolved."""
+    path = _resolved(text, base)
+    if not path.is_file():
+        raise ValueError(f"no file {path}; give one that is there")
+    return path
+
+
 def attached(text: str, base: Path, dialect: str) -> Attached:
     """DIR or DIR=NAMESPACE; the last "=" parts them."""
     path, parted, namespace = text.rpartition("=")

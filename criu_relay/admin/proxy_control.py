@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
+from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.limits import limited
 from criu_relay.commit.migration import Migration
+from criu_relay.commit.written import WrittenImage
 from criu_relay.daemon import endpoint_of
-from criu_relay.errors import Aborted, Cause, Conflict, Invalid
-from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.errors import Aborted, Cause, Conflict, Invalid, NotFound
+from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
 from criu_relay.link.outlet import LinkOutlet
 from criu_relay.wire.names import check_name
 
@@ -22,9 +25,9 @@ SCRIPT_GRACE = 5.0
 """Seconds that a commit by an action script waits for its dump to begin: its task is frozen, every image written."""
 
 
-@implementer(IControl)
+@implementer(IInspected)
 class ProxyControl:
-    """See L{IControl}."""
+    """See L{IControl} and L{IInspected}."""
 
     role = "proxy"
 
@@ -35,21 +38,29 @@ class ProxyControl:
         """See L{IControl.status}."""
         proxy = self._proxy
         window = proxy.outlet.window
-        link = proxy.outlet.describe() | {"endpoint": endpoint_of(proxy.settings)}
         return proxy.common_status() | {
             "role": self.role,
             "instance": proxy.instance.hex(),
-            "link": {"error": ""} | link,
+            "link": self.link(),
             "memory": {"used": window.used, "limit": window.limit, "recycled": window.recycled},
             "attachments": [attachment.described() for attachment in proxy.attachments],
             "namespaces": self.namespaces(),
-            "waiting": [],
+            "waiting": self.waiting(),
         }
 
     def namespaces(self) -> list[dict[str, Any]]:
         """See L{IControl.namespaces}."""
-        dumps = self._proxy.dumps.namespaces.values()
-        return [self._described(dump.newest) for dump in dumps if dump.newest is not None]
+        return list(self.each_namespace())
+
+    def each_namespace(self) -> Iterator[dict[str, Any]]:
+        """See L{IInspected.each_namespace}."""
+        for dump in list(self._proxy.dumps.namespaces.values()):
+            if dump.newest is not None:
+                yield self._described(dump.newest)
+
+    def described(self, name: str) -> dict[str, Any]:
+        """See L{IInspected.described}."""
+        return self._described(self._proxy.dumps.known(name))
 
     def namespace(self, name: str) -> dict[str, Any]:
         """See L{IControl.namespace}."""
@@ -58,9 +69,33 @@ class ProxyControl:
             {"index": index, "label": label, "images": []} for index, label in enumerate(migration.labels, 1)
         ]
         for image in migration.images.values():
-            row = {"name": image.name, "size": image.size, "complete": image.complete, "digest": None}
-            snapshots[image.snapshot - 1]["images"].append(row)
+            snapshots[image.snapshot - 1]["images"].append(_image(image))
         return self._described(migration) | {"snapshots": snapshots}
+
+    def each_image(self, name: str) -> Iterator[dict[str, Any]]:
+        """See L{IInspected.each_image}."""
+        return map(_inspected, list(self._proxy.dumps.known(name).images.values()))
+
+    def image(self, name: str, snapshot: int | None, image: str) -> dict[str, Any]:
+        """See L{IInspected.image}."""
+        migration = self._proxy.dumps.known(name)
+        index = len(migration.labels) if snapshot is None else snapshot
+        found = migration.images.get((index, image))
+        if found is None:
+            raise NotFound(f"namespace {name} has no image {image} in snapshot {index}")
+        return _inspected(found)
+
+    def peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> Deferred[bytes]:
+        """See L{IInspected.peek}."""
+        return fail(Conflict("the proxy keeps no images", hint="look at the cache"))
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """See L{IInspected.waiting}: restores wait at the cache."""
+        return []
+
+    def link(self) -> dict[str, Any]:
+        """See L{IInspected.link}."""
+        return {"error": ""} | self._proxy.outlet.describe() | {"endpoint": endpoint_of(self._proxy.settings)}
 
     def attach(self, directory: str, namespace: str | None, dialect: str, copy: bool) -> dict[str, Any]:
         """See L{IControl.attach}."""
@@ -155,3 +190,11 @@ class ProxyControl:
             "hint": migration.hint,
             "source": "",
         }
+
+
+def _image(image: WrittenImage) -> dict[str, Any]:
+    return {"name": image.name, "size": image.size, "complete": image.complete, "digest": None}
+
+
+def _inspected(image: WrittenImage) -> dict[str, Any]:
+    return _image(image) | {"snapshot": image.snapshot, "readers": 0, "memory": None}

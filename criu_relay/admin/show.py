@@ -11,6 +11,8 @@ from criu_relay.wire.names import plain
 #: The states of a namespace whose bytes still move.
 MOVING = ("open", "sealing", "sealed")
 
+NAMESPACE_HEADS = ["NAMESPACE", "STATE", "BYTES:", "IMAGES:", "RATE:", "AGE:"]
+
 
 def status(answer: dict[str, Any]) -> list[str]:
     """Everything, as lines."""
@@ -57,17 +59,18 @@ def eta(namespace: dict[str, Any], per_second: float) -> float | None:
     return max(0, expected - namespace["bytes"]) / per_second if expected and per_second > 0 else None
 
 
+def namespace_row(one: dict[str, Any]) -> list[str]:
+    """A namespace in a table with L{NAMESPACE_HEADS}."""
+    state = one["state"] + (" copy" if one["copy"] else "")
+    return [one["name"], state, size(one["bytes"]), str(one["images"]), f"{size(rate(one))}/s", span(one["age_s"])]
+
+
 def _namespaces(answer: dict[str, Any]) -> list[str]:
-    rows, notes = [], []
-    for one in answer["namespaces"]:
-        state = one["state"] + (" copy" if one["copy"] else "")
-        rows.append(
-            [one["name"], state, size(one["bytes"]), str(one["images"]), f"{size(rate(one))}/s", span(one["age_s"])]
-        )
-        notes.append(note("", one["reason"]) + note("-> ", one["hint"]))
+    rows = [namespace_row(one) for one in answer["namespaces"]]
+    notes = [note("", one["reason"]) + note("-> ", one["hint"]) for one in answer["namespaces"]]
     if not rows:
         return []
-    head, *lines = table(["NAMESPACE", "STATE", "BYTES:", "IMAGES:", "RATE:", "AGE:"], rows)
+    head, *lines = table(NAMESPACE_HEADS, rows)
     return [head, *(line for row, more in zip(lines, notes, strict=True) for line in (row, *more))]
 
 

@@ -117,6 +117,11 @@ class Image:
         self.digest = digest
         self.complete = True
 
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that it takes."""
+        return sum(extent.size for extent in self._extents if isinstance(extent, Extent))
+
     def own_digest(self) -> bytes:
         """xxh3-128 of the bytes so far."""
         return bytes(self._hash.digest())
@@ -151,7 +156,7 @@ class Image:
         if self.dropped:
             return 0
         self.dropped = True
-        freed = sum(extent.size for extent in self._extents if isinstance(extent, Extent))
+        freed = self.memory
         self._give_back()
         return freed
 

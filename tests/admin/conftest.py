@@ -22,10 +22,11 @@ from zope.interface import implementer
 
 import criu_relay
 from criu_relay.admin.api import ControlSite, Handlers
+from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.listen import listen_control
 from criu_relay.admin.page import Page
 from criu_relay.errors import Conflict, NotFound, RelayError, TimedOut
-from criu_relay.interfaces import CommitRequest, Counters, IControl, IImageSink, IOpenedImage
+from criu_relay.interfaces import CommitRequest, Counters, IImageSink, IOpenedImage
 
 SOURCES = Path(criu_relay.__file__).parent.parent
 
@@ -161,7 +162,7 @@ def status(role: str = "proxy", **changes: Any) -> dict[str, Any]:
     return made | changes
 
 
-@implementer(IControl)
+@implementer(IInspected)
 @dataclass
 class FakeControl:
     """Answers what a test puts in, and remembers what it was asked."""
@@ -265,6 +266,35 @@ class FakeControl:
         if found is None:
             return fail(NotFound(f"no image {image}"))
         return succeed(FakeImage(found) if isinstance(found, bytes) else found)
+
+    def each_namespace(self) -> Iterator[dict[str, Any]]:
+        return iter(self.state["namespaces"])
+
+    def described(self, name: str) -> dict[str, Any]:
+        return self.namespace(name)
+
+    def each_image(self, name: str) -> Iterator[dict[str, Any]]:
+        for snapshot in self.namespace(name)["snapshots"]:
+            for image in snapshot["images"]:
+                yield {"snapshot": snapshot["index"], "readers": 0, "memory": 4096, "digest": None} | image
+
+    def image(self, name: str, snapshot: int | None, image: str) -> dict[str, Any]:
+        for one in self.each_image(name):
+            if one["name"] == image and snapshot in (None, one["snapshot"]):
+                return one
+        raise NotFound(f"namespace {name} has no image {image}")
+
+    def peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> Deferred[bytes]:
+        self._called("peek", name, snapshot, image, offset, length)
+        if "peek" in self.outcomes:
+            return self._outcome("peek")
+        return succeed(self.images[name, snapshot or 1, image][offset : offset + length])
+
+    def waiting(self) -> list[dict[str, Any]]:
+        return list(self.state["waiting"])
+
+    def link(self) -> dict[str, Any]:
+        return dict(self.state["link"])
 
     def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImageSink:
         self._called("put_image", name, snapshot, image, migration)

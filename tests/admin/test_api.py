@@ -9,11 +9,12 @@ import pytest
 from zope.interface.verify import verifyObject
 
 from criu_relay import errors
-from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.admin.inspected import IInspected
+from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
 
 
 def test_the_fakes_are_what_they_stand_for(make: Any) -> None:
-    verifyObject(IControl, make["control"]())
+    verifyObject(IInspected, make["control"]())
     verifyObject(IImageSink, make["sink"]())
     verifyObject(IOpenedImage, make["image"](b""))
 

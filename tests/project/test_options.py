@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDES = [ProxyOptions, CacheOptions]
 PROXY_KEYS = [
     *("allow-uid", "control", "criu-dev-link", "idle", "images", "insecure", "link", "link-fd", "link-timeout"),
-    *("metrics", "rate", "state", "stream", "tls-ca", "tls-cert", "tls-key", "tls-peer", "window"),
+    *("manhole", "manhole-keys", "metrics", "rate", "state", "stream", "tls-ca", "tls-cert", "tls-key", "tls-peer"),
+    "window",
 ]
 TLS_FILES = ["--tls-cert", "node.crt", "--tls-key", "node.key", "--tls-ca", "ca.crt"]
 CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain"}) - {"window", "rate"})
@@ -72,6 +73,8 @@ def test_proxy_defaults() -> None:
         attachments=(),
         control="unix:/run/user/7/criu-relay/proxy.sock",
         metrics=None,
+        manhole=None,
+        manhole_keys=None,
         insecure=False,
         idle=3600.0,
         allow_uids=frozenset(),
@@ -92,6 +95,8 @@ def test_cache_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         attachments=(),
         control="unix:/run/user/7/criu-relay/cache.sock",
         metrics=None,
+        manhole=None,
+        manhole_keys=None,
         insecure=False,
         idle=3600.0,
         allow_uids=frozenset(),
@@ -463,6 +468,20 @@ def test_metrics(side: type[ProxyOptions] | type[CacheOptions]) -> None:
         assert "give" in refusal(side, "--metrics", text, "--insecure")
 
 
+def test_manhole(tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys", "")
+    for text in ("unix:/tmp/x.sock", "tcp:2222:interface=127.0.0.1"):
+        settings = parse(CacheOptions, "--manhole", text, "--manhole-keys", "keys")
+        assert (settings.manhole, settings.manhole_keys) == (text, tmp_path / "keys")
+    alone = "--manhole and --manhole-keys belong together; give both, or neither"
+    assert refusal(ProxyOptions, "--manhole", "unix:/m") == refusal(ProxyOptions, "--manhole-keys", keys) == alone
+    assert refusal(ProxyOptions, "--manhole", "unix:/m", "--manhole-keys", "gone") == (
+        f"--manhole-keys gone: no file {tmp_path}/gone; give one that is there"
+    )
+    assert "other machines could reach it" in refusal(ProxyOptions, "--manhole", "tcp:2222", "--manhole-keys", keys)
+    assert parse(ProxyOptions, "--manhole", "tcp:2222", "--manhole-keys", keys, "--insecure").manhole == "tcp:2222"
+
+
 # The file
 
 EVERYTHING = """
@@ -473,6 +492,8 @@ stream = ["web", "db=base"]
 images = "web"
 control = "unix:/x.sock"
 metrics = "tcp:9877"
+manhole = "unix:/m"
+manhole-keys = "keys"
 idle = 2.5
 allow-uid = [5, 6]
 link-timeout = 7
@@ -483,6 +504,7 @@ def test_file(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     for name in ("web", "db"):
         (conf / name).mkdir(parents=True)
+    write(conf / "keys", "")
     path = write(conf / "relay.toml", EVERYTHING + 'window = "2M"\n')
     assert parse(ProxyOptions, "--config", path) == ProxySettings(
         link="tcp:10.0.0.2:99",
@@ -496,6 +518,8 @@ def test_file(tmp_path: Path) -> None:
         ),
         control="unix:/x.sock",
         metrics="tcp:9877",
+        manhole="unix:/m",
+        manhole_keys=conf / "keys",
         insecure=True,
         idle=2.5,
         allow_uids=frozenset({5, 6}),
@@ -509,11 +533,12 @@ def test_file(tmp_path: Path) -> None:
 def test_command_line_wins(tmp_path: Path) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "db").mkdir()
+    write(tmp_path / "keys", "")
     path = write(tmp_path / "relay.toml", EVERYTHING + "window = 2097152\n")
     settings = parse(
         ProxyOptions, "--stream", "db", "--config", path, "--idle", "9", "--window", "3M", "--allow-uid", "1",
         "--link", "tcp:127.0.0.1:1", "--link-timeout", "8", "--state", "/s", "--control", "unix:/y", "--images", "db",
-        "--metrics", "unix:/m",
+        "--metrics", "unix:/m", "--manhole", "tcp:22:interface=127.0.0.1", "--manhole-keys", "keys",
     )  # fmt: skip
     assert settings == ProxySettings(
         link="tcp:127.0.0.1:1",
@@ -523,6 +548,8 @@ def test_command_line_wins(tmp_path: Path) -> None:
         attachments=(Attached(str(tmp_path / "db"), None, "stream"), Attached(str(tmp_path / "db"), None, "images")),
         control="unix:/y",
         metrics="unix:/m",
+        manhole="tcp:22:interface=127.0.0.1",
+        manhole_keys=tmp_path / "keys",
         insecure=True,
         idle=9.0,
         allow_uids=frozenset({1}),
@@ -613,6 +640,8 @@ def test_examples_in_conf(name: str, side: type[ProxyOptions] | type[CacheOption
         alone = line.removeprefix("#").replace("/run/web", str(directory))
         if key == "link-fd":
             continue
+        if key.startswith("manhole"):
+            alone = f'manhole = "unix:/m"\nmanhole-keys = "{write(tmp_path / "keys", "")}"\n'
         files = TLS_FILES if key.startswith("tls-") else []
         parse(side, "--config", write(tmp_path / "one.toml", alone), "--insecure", *files)
     assert sorted(keys) == (PROXY_KEYS if side is ProxyOptions else CACHE_KEYS)
