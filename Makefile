@@ -46,6 +46,7 @@ bench: build/venv/.test
 	@$(BIN)/python -m bench $(ARGS)
 
 faults: build/venv/.test build/criu
+	FAULTS_CUTS=100 $(BIN)/python -m pytest -q tests/link/test_cuts.py
 	$(BIN)/python -m tests.support.moments --out build/faults.json $(ARGS)
 
 check: build/venv/.dev

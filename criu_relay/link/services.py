@@ -20,15 +20,15 @@ from criu_relay.errors import Conflict, Invalid
 from criu_relay.link.connection import LinkConnection
 from criu_relay.link.transports import Inherited, Ownership
 
-FIRST_RETRY = 0.2
-"""Seconds: a cache that is being started is there soon."""
+FIRST_RETRY = 0.05
+"""Seconds: a link that was reset can be made again at once, and a cache that is being started is there soon."""
 
 LAST_RETRY = 5.0
 """Seconds: a proxy finds a cache that comes back within this."""
 
 RETRY_FACTOR = 1.5
 
-JITTER = 0.1
+JITTER = 0.05
 """Seconds: many proxies do not come back in the same moment."""
 
 GREETINGS = 64
