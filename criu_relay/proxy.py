@@ -12,6 +12,7 @@ from twisted.internet.threads import deferToThreadPool
 from criu_relay import values
 from criu_relay.admin.proxy_control import ProxyControl
 from criu_relay.commit.dumps import Dumps
+from criu_relay.commit.lock import StateLock
 from criu_relay.commit.records import Records, instance_id
 from criu_relay.commit.surroundings import Surroundings
 from criu_relay.daemon import Daemon, endpoint_of, hello, patience_of
@@ -76,7 +77,8 @@ class Proxy(Daemon):
         return outlet
 
     async def bind(self) -> None:
-        """Look after what was permitted before a restart."""
+        """Look after what was permitted before a restart; nobody else may."""
+        self.lock = StateLock(self.settings.state)
         self.dumps.recover()
 
     def stopService(self) -> Deferred[None]:

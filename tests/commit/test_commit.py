@@ -14,6 +14,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from criu_relay.commit.lock import StateLock
 from criu_relay.commit.records import KEPT, Record, Records, instance_id
 from criu_relay.commit.states import State
 from criu_relay.commit.tasks import Task, Verdict, boot_id, start_time
@@ -337,6 +338,15 @@ def test_no_more_committed_records_are_kept_than_that(tmp_path: Path) -> None:
         os.utime(tmp_path / "permitted" / f"{migration}.json", (number, number))
         records.keep(migration)
     assert [int(record.migration, 16) for record in records.kept()] == list(range(3, KEPT + 3))
+
+
+def test_one_proxy_for_a_state_directory(tmp_path: Path) -> None:
+    held = StateLock(tmp_path / "state")
+    with pytest.raises(Conflict, match=f"in use by process {os.getpid()}"):
+        StateLock(tmp_path / "state")
+    held.release()
+    StateLock(tmp_path / "state").release()
+    assert (tmp_path / "state" / "lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_instance_stays_the_same(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An image over a link that breaks again and again, between real daemons; `make faults`: a gigabyte, a hundred times."""
+"""An image over a link that breaks again and again; `make faults`: a gigabyte, a hundred times."""
 
 from __future__ import annotations
 
