@@ -15,7 +15,7 @@ from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from criu_relay.errors import Invalid
-from criu_relay.link.handshake import Handshake
+from criu_relay.link.handshake import Handshake, verify
 
 PARTIAL_WRITE = 0x1
 """SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_CTX_set_mode(3): with it OpenSSL takes one record of what it is given."""
@@ -42,35 +42,30 @@ class Files:
     authorities: Path
 
 
-@dataclass(frozen=True)
-class Material:
-    """What the files say."""
+def new_context(
+    chain: list[x509.Certificate], key: PrivateKeyTypes, authorities: list[x509.Certificate]
+) -> SSL.Context:
+    """What connections are made from. Nobody can resume a session of it: each peer is verified anew.
 
-    chain: list[x509.Certificate]
-    key: PrivateKeyTypes
-    authorities: list[x509.Certificate]
-
-    def context(self) -> SSL.Context:
-        """For one connection: nothing that a peer could resume outlives it.
-
-        @raise SSL.Error: OpenSSL does not take the certificate or the key.
-        """
-        context = SSL.Context(SSL.TLS_METHOD)
-        context.set_min_proto_version(SSL.TLS1_3_VERSION)
-        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        context.set_options(SSL.OP_NO_TICKET)
-        context.clear_mode(PARTIAL_WRITE)
-        context.use_certificate(self.chain[0])
-        for certificate in self.chain[1:]:
-            context.add_extra_chain_cert(certificate)
-        context.use_privatekey(self.key)  # type: ignore[arg-type]
-        context.check_privatekey()
-        store = context.get_cert_store()
-        assert store is not None
-        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-        for certificate in self.authorities:
-            store.add_cert(crypto.X509.from_cryptography(certificate))
-        return context
+    @raise SSL.Error: OpenSSL does not take the certificate or the key.
+    """
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_TICKET)
+    context.clear_mode(PARTIAL_WRITE)
+    context.use_certificate(chain[0])
+    for certificate in chain[1:]:
+        context.add_extra_chain_cert(certificate)
+    context.use_privatekey(key)  # type: ignore[arg-type]
+    context.check_privatekey()
+    store = context.get_cert_store()
+    assert store is not None
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    for certificate in authorities:
+        store.add_cert(crypto.X509.from_cryptography(certificate))
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
+    return context
 
 
 class Credentials:
@@ -87,7 +82,7 @@ class Credentials:
         self.client = client
         self._files = files
         self._stamp: Stamp | None = None
-        self._material: Material | None = None
+        self._context: SSL.Context | None = None
 
     def load(self) -> None:
         """Read them, for the first time.
@@ -95,7 +90,7 @@ class Credentials:
         @raise Invalid: one cannot be used; it says which and what to do.
         """
         self._stamp = self._look()
-        self._material = self._read()
+        self._context = self._read()
         if not self.names:
             self.log.warn("there is no --tls-peer: whoever has a certificate from --tls-ca is let in")
 
@@ -109,7 +104,7 @@ class Credentials:
             return
         self._stamp = stamp
         try:
-            self._material = self._read()
+            self._context = self._read()
         except Invalid as error:
             self.log.error(
                 "the certificates of before stay in use: {reason}: {hint}", reason=error.reason, hint=error.hint
@@ -120,13 +115,13 @@ class Credentials:
     def handshake(self) -> Handshake:
         """For one new connection, with the files as they are now."""
         self.refresh()
-        assert self._material is not None
-        return Handshake(self._material.context(), self.client, self.names)
+        assert self._context is not None
+        return Handshake(self._context, self.client, self.names)
 
     def _look(self) -> Stamp:
         return tuple(_stamp(path) for path in (self._files.certificate, self._files.key, self._files.authorities))
 
-    def _read(self) -> Material:
+    def _read(self) -> SSL.Context:
         files = self._files
         chain = _parsed(files.certificate, "--tls-cert", "certificates in PEM", x509.load_pem_x509_certificates)
         authorities = _parsed(files.authorities, "--tls-ca", "certificates in PEM", x509.load_pem_x509_certificates)
@@ -136,16 +131,14 @@ class Credentials:
             "a private key in PEM without a passphrase",
             lambda data: load_pem_private_key(data, None),
         )
-        material = Material(chain, key, authorities)
         try:
-            material.context()
+            return new_context(chain, key, authorities)
         except (SSL.Error, crypto.Error, TypeError) as error:
             raise Invalid(
                 f"--tls-key {files.key} is not the key of --tls-cert {files.certificate}, or OpenSSL refuses them: "
                 f"{_openssl(error)}",
                 hint="give a certificate and the key that it was made for",
             ) from error
-        return material
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from cryptography import x509
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
@@ -45,15 +47,15 @@ class Handshake:
 
     def __init__(self, context: SSL.Context, client: bool, names: tuple[str, ...]) -> None:
         """
-        @param context: with certificate, key and CA; for this connection alone.
+        @param context: with certificate, key and CA, and L{verify}.
         @param names: the peer's certificate must carry one of these; empty: any name will do.
         """
         self.client = client
         self.peer = ""
         self._names = names
         self._refusal = ""
-        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verify)
         self.session = SSL.Connection(context, None)
+        _OF_SESSION[self.session] = weakref.ref(self)
         if client:
             self.session.set_connect_state()
         else:
@@ -82,8 +84,8 @@ class Handshake:
             return Forbidden(f"the peer refuses our certificate or our TLS, its log says why: {shown}")
         return ProtocolError(f"TLS failed: {shown}")
 
-    def _verify(self, session: SSL.Connection, found: crypto.X509, error: int, depth: int, well: int) -> bool:
-        """OpenSSL asks for each certificate of the chain, the peer's own last (SSL_CTX_set_verify(3))."""
+    def verified(self, found: crypto.X509, error: int, depth: int, well: bool) -> bool:
+        """Whether to go on with a certificate; see L{verify}."""
         if not well:
             what = "it" if depth == 0 else "a CA of it"
             self._refusal = self._refusal or _VERIFICATION.get(error, f"OpenSSL's code for {what} is {error}")
@@ -108,6 +110,21 @@ class Handshake:
         if not self.peer:
             shown = ", ".join(carried[:NAMES_SHOWN]) or "no DNS name and no address as subjectAltName"
             self._refusal = f"it has {shown}; --tls-peer and --link allow {', '.join(self._names) or 'any'}"
+
+
+def verify(session: SSL.Connection, found: crypto.X509, error: int, depth: int, well: int) -> bool:
+    """OpenSSL asks for each certificate of a chain, the peer's own last (SSL_CTX_set_verify(3)).
+
+    @param error: what OpenSSL has against it.
+    @param depth: 0: the peer's own.
+    @param well: OpenSSL has nothing against it.
+    """
+    handshake = _OF_SESSION[session]()
+    return handshake is not None and handshake.verified(found, error, depth, bool(well))
+
+
+_OF_SESSION: weakref.WeakKeyDictionary[SSL.Connection, weakref.ref[Handshake]] = weakref.WeakKeyDictionary()
+"""OpenSSL names the session only, and the data that one can attach to it is Twisted's."""
 
 
 def carries(certificate: x509.Certificate, name: str) -> bool:

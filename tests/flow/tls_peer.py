@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from OpenSSL import SSL
 from twisted.internet.task import Clock
 
 from criu_relay.flow.frames import MemfdRange, OutFrame, PipeRange
@@ -115,14 +114,14 @@ class Pair:
         """@param server: the channel is the server's."""
         authority = Authority(directory)
         credentials = authority.issue("ours").credentials(not server)
-        self.session: SSL.Connection = credentials.handshake().session
+        self.handshake = credentials.handshake()
         self.user = User(frames or [], sizes or [1 << 20, 100])
         self.reactor = Reactor()
         self.ours, self.theirs = socket.socketpair()
         self.ours.setblocking(False)
         self.theirs.setblocking(False)
         self.transport = Paused()
-        self.channel = TlsChannel(self.reactor, self.transport, self.ours, self.session, self.user)
+        self.channel = TlsChannel(self.reactor, self.transport, self.ours, self.handshake.session, self.user)
         self.peer = self._peer(authority, server)
         self.peer_plain = bytearray()
         self.peer_ended = False
