@@ -15,6 +15,7 @@ and for links in memory.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import threading
@@ -88,6 +89,10 @@ class Stream:
     def __init__(self, way: str, plan: Iterable[Fault] = ()) -> None:
         self.passed = 0
         self._faults = deque(sorted((fault for fault in plan if fault.way == way), key=lambda fault: fault.at))
+
+    def now(self, fault: Fault) -> None:
+        """Let it happen before the next byte."""
+        self._faults.appendleft(dataclasses.replace(fault, at=0))
 
     def take(self, data: bytes) -> Iterator[bytes | Fault]:
         """Bytes as they are to be passed on, and the faults between them; call it with none at the start."""
@@ -328,7 +333,7 @@ class FaultProxy(Factory):
         """Do it to every open connection."""
         for pair in self.pairs:
             if pair.open and fault.connection in (None, self.pairs.index(pair)):
-                pair.flows[fault.way].happen(fault)
+                pair.flows[fault.way].stream.now(fault)
                 pair.flows[fault.way].received(b"")
 
     def cut(self) -> None:

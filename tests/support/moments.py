@@ -29,7 +29,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ VICTIMS = ("proxy", "cache", "link", "criu", "action")
 """The script is there behind post-dump only."""
 
 CUTS = ("reset", "fin", "half-close", "hole")
+
+FAULTS = dict.fromkeys(CUTS, 0.0) | {"flip": 1, "slice": 4099, "delay": 0.02, "rate": 40e6}
+"""What can happen to the link, with the value of the fault; those that are no cuts let a moment be long."""
 
 UNDISTURBED = 3
 """Dumps to learn from how long one takes."""
@@ -130,7 +133,13 @@ class Outcome:
     error: str = ""
 
 
-def draw(seed: int, count: int, stages: Mapping[str, float]) -> list[Moment]:
+def draw(
+    seed: int,
+    count: int,
+    stages: Mapping[str, float],
+    victims: Sequence[str] = VICTIMS,
+    cuts: Iterable[str] = CUTS,
+) -> list[Moment]:
     """The moments of a seed: half of them anywhere in a dump, half of them close behind each event in turn.
 
     @param stages: when the events of an undisturbed dump come, in seconds; one anywhere is counted from the last event
@@ -146,9 +155,9 @@ def draw(seed: int, count: int, stages: Mapping[str, float]) -> list[Moment]:
         else:
             event = EVENTS[number // 2 % len(EVENTS)]
             delay = dice.uniform(0, dice.choice(SOON))
-        there = VICTIMS if event in ("script", "held", "record") else VICTIMS[:-1]
-        victims = tuple(dice.sample(there, dice.choice((1, 1, 1, 2, 2, 3))))
-        moments.append(Moment(number, victims, dice.choice(CUTS), event, delay, force=dice.random() < 0.5))
+        there = victims if event in ("script", "held", "record") else victims[:-1]
+        struck = tuple(dice.sample(there, min(len(there), dice.choice((1, 1, 1, 2, 2, 3)))))
+        moments.append(Moment(number, struck, dice.choice(list(cuts)), event, delay, force=dice.random() < 0.5))
     return moments
 
 
@@ -338,16 +347,19 @@ class World:
 class Trial:
     """One moment in a world."""
 
-    def __init__(self, world: World, moment: Moment, prefix: str = "m") -> None:
+    def __init__(self, world: World, moment: Moment, namespace: str, waits: bool = True) -> None:
+        """@param waits: a restore waits from before the dump; for a namespace that nothing was restored of."""
         self.world = world
         self.relay = world.relay
         self.moment = moment
         self.outcome = Outcome(moment)
         self.victim = world.victim()
         self.before = self.victim.ask()
-        self.migration = Migration(self.relay, world.criu, self.victim, f"{prefix}{moment.number}")
+        self.migration = Migration(self.relay, world.criu, self.victim, namespace)
+        self.known: set[str] = set()
+        self.known = {one.get("migration", "") for one in (self.newest("proxy"), self.newest("cache"))}
         world.attach(self.migration)
-        self.opener = Opener(self.migration.target)
+        self.opener = Opener(self.migration.target) if waits else None
 
     def run(self) -> Outcome:
         """Dump, strike, start again, and see.
@@ -365,9 +377,10 @@ class Trial:
         outcome.criu = dump.run.wait()
         until(lambda: not self.victim.alive or self.untraced(), SETTLE_SECONDS, "the task is gone or runs on")
         (self.lives if self.victim.alive else self.gone)()
-        outcome.proxy = self.relay.state(self.migration.namespace, "proxy")
-        outcome.cache = self.relay.state(self.migration.namespace, "cache")
-        self.opener.close()
+        proxy, outcome.cache = self.states()
+        outcome.proxy = proxy.get("state", "")
+        if self.opener is not None:
+            self.opener.close()
         self.world.detach(self.migration)
         outcome.took = time.monotonic() - began
         return outcome
@@ -381,7 +394,7 @@ class Trial:
                 daemon.process.kill()
                 yield name
             elif name == "link":
-                self.world.faults.now(self.moment.cut)
+                self.world.faults.now(self.moment.cut, value=FAULTS[self.moment.cut])
                 yield name
             elif name == "criu" and dump.run.process.poll() is None:
                 dump.run.process.kill()
@@ -422,7 +435,7 @@ class Trial:
             return cache in ("aborted", "") and proxy.get("state", "aborted") == "aborted"
 
         until(settled, SETTLE_SECONDS, f"{namespace} is given up", lambda: str(self.states()))
-        assert not self.opener.served, f"{namespace} is served, and its task lives on"
+        assert self.opener is None or not self.opener.served, f"{namespace} is served, and its task lives on"
         self.migration.not_served(GLANCE_SECONDS)
         self.victim.counts_on()
         if "criu" not in self.outcome.struck:
@@ -431,10 +444,17 @@ class Trial:
         self.outcome.fate = "lives"
 
     def states(self) -> tuple[dict[str, Any], str]:
-        """Of the namespace, at the proxy and at the cache."""
-        namespace = self.migration.namespace
-        at_proxy = [one for one in self.relay.get("/v1/namespaces", "proxy") if one["name"] == namespace]
-        return (at_proxy or [{}])[0], self.relay.state(namespace, "cache")
+        """Of the namespace, at the proxy and at the cache; nothing where there is no generation of this dump."""
+        proxy, cache = self.newest("proxy"), self.newest("cache")
+        return proxy, cache.get("state", "")
+
+    def newest(self, role: str) -> dict[str, Any]:
+        """The generation that began last, unless that was before this dump."""
+        for one in self.relay.get("/v1/namespaces", role):
+            if one["name"] == self.migration.namespace and one["migration"] not in self.known:
+                found: dict[str, Any] = one
+                return found
+        return {}
 
     def gone(self) -> None:
         """The task was killed: its images must be whole, or their loss be told."""
@@ -452,7 +472,8 @@ class Trial:
         else:
             self.again()
         self.relay.reach(namespace, "committed", seconds=SETTLE_SECONDS)
-        until(lambda: self.opener.served, SETTLE_SECONDS, "who waited is served")
+        if (opener := self.opener) is not None:
+            until(lambda: opener.served, SETTLE_SECONDS, "who waited is served")
         node = self.migration.restore()
         node.run.succeed()
         self.migration.moved(self.before, node)
@@ -522,7 +543,7 @@ def run(seed: int, count: int, place: Path, tell: Callable[[str], None] = lambda
         stages = undisturbed(world)
         tell(f"seed {seed}; undisturbed: {', '.join(f'{n} {s * 1000:.0f} ms' for n, s in stages.items())}")
         for moment in draw(seed, count, stages):
-            trial = Trial(world, moment)
+            trial = Trial(world, moment, f"m{moment.number}")
             try:
                 trial.run()
             except Exception as error:
