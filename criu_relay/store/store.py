@@ -27,6 +27,7 @@ class Store:
 
     @ivar namespaces: by name.
     @ivar retain: keep images after a confirmed restore.
+    @ivar accepting: new generations may begin.
     """
 
     log = Logger()
@@ -49,6 +50,7 @@ class Store:
         self._reactor = reactor
         self._clock = clock
         self._patience = patience
+        self.accepting = True
         self._reclaimer = Reclaimer(clock, arena)
         self._generations: dict[bytes, Generation] = {}
 
@@ -93,6 +95,8 @@ class Store:
                 raise Forbidden(
                     f"namespace {namespace} belongs to {other.owner.peer}, not to {owner.peer}", hint="use another name"
                 )
+        if not self.accepting:
+            raise Conflict("criu-relay-cache is being stopped", hint="start it again, then dump again")
         home.began += 1
         generation = Generation(
             namespace, home.began, owner, migration, copy, source, self._clock.seconds(), self._new_image, self._decided
@@ -222,6 +226,10 @@ class Store:
             return found.drop()
         return found.discard(offset, found.size - offset if length is None else length)
 
+    def under_way(self) -> list[str]:
+        """The namespaces that are being sent here, or read by restores."""
+        return [name for name, namespace in self.namespaces.items() if any(map(_busy, namespace.generations))]
+
     def keep(self, name: str) -> Namespace:
         """The namespace of that name, which a socket is bound for: it is not forgotten."""
         namespace = self.namespace(name)
@@ -275,3 +283,7 @@ class Store:
         for old in [old for old in home.generations if old.state is State.COMMITTED and old is not generation]:
             replaced = old if old.number < generation.number else generation
             replaced.feed(Event.DISCARD, "replaced by a newer generation")
+
+
+def _busy(generation: Generation) -> bool:
+    return generation.state is State.OPEN or any(image.readers for image in generation.images())
