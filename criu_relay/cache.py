@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService
@@ -11,6 +12,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 
 from criu_relay.admin.cache_control import CacheControl
+from criu_relay.admin.text import size
 from criu_relay.commit.records import instance_id
 from criu_relay.daemon import Daemon, hello, patience_of
 from criu_relay.interfaces import IRestores
@@ -37,9 +39,14 @@ class Cache(Daemon):
     """The service."""
 
     client = False
+    # Half of what is available is another size whenever it is looked at.
+    taken = ("memory",)
 
-    def __init__(self, reactor: Any, settings: CacheSettings) -> None:
-        super().__init__(reactor, settings)
+    def __init__(
+        self, reactor: Any, settings: CacheSettings, reread: Callable[[], CacheSettings] | None = None
+    ) -> None:
+        """See L{Daemon}."""
+        super().__init__(reactor, settings, reread)
         arena = Arena(settings.memory, keep=min(WARM, settings.memory))
         self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.retain)
         self.receiver = Receiver(self.store, self.counters, reactor, patience_of(settings))
@@ -71,6 +78,19 @@ class Cache(Daemon):
             endpoint = serverFromString(self.reactor, self.settings.criu_dev_link)
             self._ports.append(await endpoint.listen(factory))
 
+    def summary(self) -> str:
+        """See L{Daemon.summary}."""
+        arena, links = self.store.arena, len(self.receiver.links)
+        return f"{links} links, {len(self.store.namespaces)} namespaces, {size(arena.used)} of {size(arena.limit)}"
+
+    def accept_no_more(self) -> None:
+        """See L{Daemon.accept_no_more}."""
+        self.store.accepting = False
+
+    def under_way(self) -> list[str]:
+        """See L{Daemon.under_way}."""
+        return self.store.under_way()
+
     def _namespace_of(self, label: str) -> str:
         """The old link names snapshots only: the one namespace attached for images, else the directory's own name."""
         attached = {a.namespace for a in self.attachments if a.dialect == "images"}
@@ -83,4 +103,4 @@ class Cache(Daemon):
 
 def makeService(options: CacheOptions) -> IService:
     """For twistd."""
-    return Cache(default_reactor, options.settings())
+    return Cache(default_reactor, options.settings(), options.again)

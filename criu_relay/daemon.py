@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
-import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from twisted.application.service import MultiService
@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.usage import UsageError
 
 from criu_relay import __version__
 from criu_relay.admin.api import ControlSite, Handlers
@@ -22,6 +23,7 @@ from criu_relay.admin.listen import listen_control
 from criu_relay.admin.page import Page
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.interfaces import Counters
+from criu_relay.lifecycle import Lifecycle
 from criu_relay.link.credentials import Credentials, Files
 from criu_relay.local.attachments import Attachments
 from criu_relay.settings import Settings, Tls
@@ -35,6 +37,7 @@ FAILED = 1
 class Daemon(MultiService):
     """A service that binds CRIU's sockets and the control socket, and ends the process when it cannot.
 
+    @cvar taken: settings that are not compared when they are read again: a daemon takes them itself.
     @cvar client: it begins the TLS handshakes of its links.
     @ivar counters: what `status` and `/metrics` count.
     @ivar credentials: of TLS; None: links are plain.
@@ -42,9 +45,12 @@ class Daemon(MultiService):
 
     log = Logger()
     client: ClassVar[bool]
+    taken: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, reactor: Any, settings: Settings) -> None:
+    def __init__(self, reactor: Any, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
+        """@param reread: what the command line and its file mean now; raises UsageError."""
         super().__init__()
+        self._reread = reread
         self.reactor = reactor
         self.settings = settings
         self.counters = Counters()
@@ -53,16 +59,66 @@ class Daemon(MultiService):
         self.control: IInspected
         self.credentials = self._credentials(settings.tls)
         self._ports: list[Any] = []
+        Lifecycle(self).setServiceParent(self)
 
     def _credentials(self, tls: Tls | None) -> Credentials | None:
         if tls is None:
             return None
         return Credentials(Files(tls.certificate, tls.key, tls.authorities), tls.peers, self.client)
 
-    def _reload(self, number: int, frame: Any) -> None:
-        """SIGHUP, in the main thread, at any moment."""
+    # What its life needs of it (criu_relay/lifecycle.py)
+
+    def summary(self) -> str:
+        """What it does now, on one line."""
+        raise NotImplementedError
+
+    def accept_no_more(self) -> None:
+        """Nothing new may begin; what is under way goes on."""
+        raise NotImplementedError
+
+    def under_way(self) -> list[str]:
+        """The namespaces that should not be left now."""
+        raise NotImplementedError
+
+    def busy(self) -> str:
+        """The same in words; empty: there are none."""
+        names = self.under_way()
+        return f"namespace {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+
+    def reload(self) -> None:
+        """Read certificates and configuration again."""
         if self.credentials is not None:
-            self.reactor.callFromThread(self.credentials.refresh, True)
+            self.credentials.refresh(True)
+        if self._reread is None:
+            return
+        try:
+            settings = self._reread()
+        except UsageError as error:
+            self.log.error("the configuration is not taken: {error}", error=str(error))
+            return
+        self.settings = self._take(settings)
+
+    def _take(self, settings: Settings) -> Settings:
+        """Take what can change while we run: attachments; and say what cannot."""
+        old, new = set(self.settings.attachments), set(settings.attachments)
+        directories = {one.directory for one in self.attachments}
+        for gone in {one.directory for one in old - new} & directories:
+            self.attachments.detach(gone)
+        for one in settings.attachments:
+            if one in new - old or one.directory in {gone.directory for gone in old - new}:
+                try:
+                    self.attachments.attach(one.directory, one.namespace, one.dialect)
+                except RelayError as error:
+                    self.log.error("not attached: {reason}", reason=error.reason)
+        changed = dataclasses.replace(self.settings, attachments=settings.attachments)
+        later = [
+            field.name.replace("_", "-")
+            for field in dataclasses.fields(settings)
+            if field.name not in self.taken and getattr(settings, field.name) != getattr(changed, field.name)
+        ]
+        if later:
+            self.log.warn("changed, and taken at the next start: {names}", names=", ".join(later))
+        return changed
 
     async def bind(self) -> None:
         """Bind what this daemon has besides the common sockets."""
@@ -71,7 +127,6 @@ class Daemon(MultiService):
         try:
             if self.credentials is not None:
                 self.credentials.load()
-                signal.signal(signal.SIGHUP, self._reload)
             for attached in self.settings.attachments:
                 self.attachments.attach(attached.directory, attached.namespace, attached.dialect)
             await self._listen()

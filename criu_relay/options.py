@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.python import usage
@@ -33,7 +33,7 @@ DEFAULT_WINDOW = "256M"
 DEFAULT_IDLE = "3600"
 DEFAULT_LINK_TIMEOUT = "30"
 
-SERVED = ("unix", "tcp", "tcp6")
+SERVED = ("unix", "tcp", "tcp6", "systemd")
 """Kinds of endpoints that people and their tools connect to."""
 
 REPEATABLE = ("stream", "images", "allow-uid", "tls-peer")
@@ -65,12 +65,14 @@ class _RelayOptions(usage.Options):
     @cvar examples: the end of --help.
     @cvar exclusive: options that stand in for one another.
     @cvar default_link: endpoint description.
+    @cvar activated: options that a socket of systemd with that name stands in for.
     """
 
     role: ClassVar[str]
     examples: ClassVar[str]
     exclusive: ClassVar[tuple[str, ...]]
     default_link: ClassVar[str]
+    activated: ClassVar[tuple[str, ...]] = ("control",)
 
     optFlags: ClassVar[list[list[str | None]]] = [
         ["insecure", None, "allow a plain link that leaves this machine: anyone on its way can read and change it"],
@@ -129,12 +131,18 @@ class _RelayOptions(usage.Options):
 
     def parseOptions(self, options: Any = None) -> None:
         """See L{usage.Options}."""
+        self._arguments = options
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
             if isinstance(error.__context__, getopt.GetoptError):
                 raise usage.UsageError(f"{error}; give one that --help lists, as it is shown there") from error
             raise
+
+    def _parsed_again(self) -> Self:
+        made = type(self)()
+        made.parseOptions(self._arguments)
+        return made
 
     def parseArgs(self, *rest: str) -> None:
         """See L{usage.Options}: everything here is an option."""
@@ -165,6 +173,8 @@ class _RelayOptions(usage.Options):
             if entry not in (None, 0, [])
         }
         stored = self._file_keys().load(here / self["config"]) if self["config"] is not None else {}
+        sockets = {name: endpoint for name in self.activated if (endpoint := values.activated(name))}
+        stored = {name: [Given("LISTEN_FDNAMES", text, here)] for name, text in sockets.items()} | stored
         if any(name in typed for name in self.exclusive):
             stored = {name: given for name, given in stored.items() if name not in self.exclusive}
         together = stored | typed
@@ -314,6 +324,10 @@ class ProxyOptions(_RelayOptions):
         """What was given. Call it after parseOptions."""
         return self._settings
 
+    def again(self) -> ProxySettings:
+        """What the same command line means now that its file may say something else."""
+        return self._parsed_again().settings()
+
     def _link_address(self, text: str) -> values.Address:
         return values.client_address(text)
 
@@ -340,6 +354,7 @@ class CacheOptions(_RelayOptions):
     role = "cache"
     exclusive = ("link", "link-fd")
     default_link = f"tcp:{DEFAULT_LINK_PORT}:interface=127.0.0.1"
+    activated = ("control", "link")
     longdesc = (
         "Receives images from criu-relay-proxy, keeps them in memory and hands them to criu restore once the"
         " migration is committed; until then criu restore waits."
@@ -364,6 +379,10 @@ class CacheOptions(_RelayOptions):
     def settings(self) -> CacheSettings:
         """What was given. Call it after parseOptions."""
         return self._settings
+
+    def again(self) -> CacheSettings:
+        """See L{ProxyOptions.again}."""
+        return self._parsed_again().settings()
 
     def _link_address(self, text: str) -> values.Address:
         return values.server_address(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService
@@ -11,6 +12,7 @@ from twisted.internet.threads import deferToThreadPool
 
 from criu_relay import values
 from criu_relay.admin.proxy_control import ProxyControl
+from criu_relay.admin.text import size
 from criu_relay.commit.dumps import Dumps
 from criu_relay.commit.lock import StateLock
 from criu_relay.commit.records import Records, instance_id
@@ -36,8 +38,11 @@ class Proxy(Daemon):
 
     client = True
 
-    def __init__(self, reactor: Any, settings: ProxySettings) -> None:
-        super().__init__(reactor, settings)
+    def __init__(
+        self, reactor: Any, settings: ProxySettings, reread: Callable[[], ProxySettings] | None = None
+    ) -> None:
+        """See L{Daemon}."""
+        super().__init__(reactor, settings, reread)
         self.instance = instance_id(settings.state)
         self.outlet = self._make_outlet(settings)
         surroundings = Surroundings(
@@ -81,6 +86,20 @@ class Proxy(Daemon):
         self.lock = StateLock(self.settings.state)
         self.dumps.recover()
 
+    def summary(self) -> str:
+        """See L{Daemon.summary}."""
+        window = self.outlet.window
+        held = f"{size(window.used)} of {size(window.limit)} in the window"
+        return f"link {self.control.link()['state']}, {len(self.under_way())} migrations under way, {held}"
+
+    def accept_no_more(self) -> None:
+        """See L{Daemon.accept_no_more}."""
+        self.dumps.accepting = False
+
+    def under_way(self) -> list[str]:
+        """See L{Daemon.under_way}."""
+        return self.dumps.under_way()
+
     def stopService(self) -> Deferred[None]:
         """Give up what is open, so that CRIU resumes its tasks, then close."""
         self.dumps.stop()
@@ -96,4 +115,4 @@ class Proxy(Daemon):
 
 def makeService(options: ProxyOptions) -> IService:
     """For twistd."""
-    return Proxy(default_reactor, options.settings())
+    return Proxy(default_reactor, options.settings(), options.again)

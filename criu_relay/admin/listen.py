@@ -11,11 +11,13 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 from criu_relay.errors import Conflict, Forbidden, Invalid, RelayError
-from criu_relay.flow.unix_listener import UnixListener
+from criu_relay.flow.unix_listener import UnixListener, inherited_listener
 from criu_relay.values import server_address
 
 #: Whoever reaches the API commands the daemon: the directory of its socket, when we make it, is the owner's alone.
 DIRECTORY_MODE = 0o700
+
+KINDS = ("unix", "tcp", "tcp6", "systemd")
 
 
 def listen_control(
@@ -23,7 +25,8 @@ def listen_control(
 ) -> Deferred[IListeningPort]:
     """Listen.
 
-    @param endpoint: C{unix:PATH}, whose directory is made when it does not exist, or a C{tcp:} or C{tcp6:} endpoint.
+    @param endpoint: C{unix:PATH}, whose directory is made when it does not exist, or a C{tcp:}, C{tcp6:} or C{systemd:}
+        endpoint.
     @param option: that it was given with, for errors.
     @param for_everyone: other machines may reach it; otherwise its address must be loopback.
     @return: fires with the port. Errs with L{RelayError} when it cannot be.
@@ -36,10 +39,12 @@ def listen_control(
 
 async def _listen(reactor: Any, endpoint: str, site: IProtocolFactory, what: str, for_everyone: bool) -> IListeningPort:
     try:
-        address = server_address(endpoint, ("unix", "tcp", "tcp6"))
+        address = server_address(endpoint, KINDS)
     except ValueError as error:
         raise Invalid(f"{what}: {error}") from None
     if address.host is None:
+        if address.descriptor is not None:
+            return inherited_listener(reactor, address.descriptor, site)
         if not address.path:
             raise Invalid(f"{what} names no path", hint="give unix:PATH")
         return _listen_unix(reactor, address.path, site)

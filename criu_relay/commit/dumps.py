@@ -21,6 +21,9 @@ from criu_relay.wire.link import MAX_MIGRATIONS
 HISTORY = 8
 """Migrations of a namespace that are remembered after they ended, for `status` and `wait`."""
 
+MOVING = (State.OPEN, State.SEALING, State.SEALED, State.PERMITTED, State.COMMITTING)
+"""States that a migration leaves by itself, and soon; *held* may wait for a person."""
+
 NAMESPACES = 4096
 """Names that a proxy knows at once: each keeps its history, and `status` lists them. When there are more the first one
 is forgotten of which nothing is attached, under way or waited for."""
@@ -43,13 +46,16 @@ class NamespaceDump:
         listeners: Callable[[], list[IDumpListener]],
         copies: Callable[[], bool],
         undecided: Callable[[], int],
+        accepting: Callable[[], bool],
     ) -> None:
         """
         @param copies: whether its dumps are meant to leave their task running.
         @param undecided: how many migrations of the proxy are not decided.
+        @param accepting: whether new ones may begin.
         """
         self.name = name
         self._copies = copies
+        self._accepting = accepting
         self.migrations: list[Migration] = []
         self.begun = Waiters()
         self._at = surroundings
@@ -148,6 +154,8 @@ class NamespaceDump:
 
         @raise Conflict: one is on its way.
         """
+        if not self._accepting():
+            raise Conflict("criu-relay-proxy is being stopped", hint="start it again, then dump again")
         newest = self.newest
         if newest is not None and newest.state in (State.OPEN, State.SEALING, State.SEALED):
             raise Conflict(f"another dump into namespace {self.name} is on its way", hint="use another namespace")
@@ -247,12 +255,14 @@ class Dumps:
     """All namespaces of a proxy.
 
     @ivar namespaces: by name.
+    @ivar accepting: new migrations may begin.
     """
 
     def __init__(self, surroundings: Surroundings) -> None:
         self.namespaces: dict[str, NamespaceDump] = {}
         self.listeners: Callable[[str], list[IDumpListener]] = lambda name: []
         self.copies: Callable[[str], bool] = lambda name: False
+        self.accepting = True
         self._at = surroundings
 
     def namespace(self, name: str) -> NamespaceDump:
@@ -267,7 +277,12 @@ class Dumps:
                     raise Conflict(f"the proxy knows {NAMESPACES} namespaces already, and needs them all")
                 del self.namespaces[oldest]
             self.namespaces[name] = NamespaceDump(
-                name, self._at, lambda: self.listeners(name), lambda: self.copies(name), self._undecided
+                name,
+                self._at,
+                lambda: self.listeners(name),
+                lambda: self.copies(name),
+                self._undecided,
+                lambda: self.accepting,
             )
         return self.namespaces[name]
 
@@ -297,6 +312,10 @@ class Dumps:
         committed = [found for dump in self.namespaces.values() if (found := dump.committed) is not None]
         for migration in sorted(committed, key=lambda one: one.decided_at or 0.0)[-KEPT:]:
             migration.ask_again()
+
+    def under_way(self) -> list[str]:
+        """The namespaces whose migration needs this daemon."""
+        return [name for name, dump in self.namespaces.items() if any(one.state in MOVING for one in dump.migrations)]
 
     def stop(self) -> None:
         """The daemon ends: what is not held yet is given up, so that CRIU resumes its tasks."""

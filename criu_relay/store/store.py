@@ -32,6 +32,7 @@ class Store:
     @ivar retain: keep images after a confirmed restore.
     @ivar rejected: called with a migration and a reason when a person threw it away.
     @ivar attached: whether a socket is bound for a namespace.
+    @ivar accepting: new generations may begin.
     """
 
     log = Logger()
@@ -55,6 +56,7 @@ class Store:
         self._reactor = reactor
         self._clock = clock
         self._patience = patience
+        self.accepting = True
         self._reclaimer = Reclaimer(clock, arena)
         self._generations: dict[bytes, Generation] = {}
 
@@ -99,6 +101,8 @@ class Store:
                 raise Forbidden(
                     f"namespace {namespace} belongs to {other.owner.peer}, not to {owner.peer}", hint="use another name"
                 )
+        if not self.accepting:
+            raise Conflict("criu-relay-cache is being stopped", hint="start it again, then dump again")
         home.began += 1
         generation = Generation(
             namespace, home.began, owner, migration, copy, source, self._clock.seconds(), self._new_image, self._decided
@@ -234,6 +238,10 @@ class Store:
             return found.drop()
         return found.discard(offset, found.size - offset if length is None else length)
 
+    def under_way(self) -> list[str]:
+        """The namespaces that are being sent here, or read by restores."""
+        return [name for name, namespace in self.namespaces.items() if any(map(_busy, namespace.generations))]
+
     def _forget_one(self) -> None:
         for name, namespace in self.namespaces.items():
             if namespace.forgettable and not self.attached(name):
@@ -285,3 +293,7 @@ class Store:
         for old in [old for old in home.generations if old.state is State.COMMITTED and old is not generation]:
             replaced = old if old.number < generation.number else generation
             replaced.feed(Event.DISCARD, "replaced by a newer generation")
+
+
+def _busy(generation: Generation) -> bool:
+    return generation.state is State.OPEN or any(image.readers for image in generation.images())

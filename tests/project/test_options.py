@@ -352,7 +352,7 @@ def test_endpoints_of_other_kinds(text: str) -> None:
         "not one of tcp:; give an endpoint such as tcp:127.0.0.1:9876"
     )
     assert refusal(CacheOptions, "--link", text).endswith(
-        "not one of tcp:, tcp6:; give an endpoint such as tcp:9876:interface=127.0.0.1"
+        "not one of tcp:, tcp6:, systemd:; give an endpoint such as tcp:9876:interface=127.0.0.1"
     )
 
 
