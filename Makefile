@@ -1,5 +1,8 @@
 # make demo      migrate a process on this machine and watch it
 # make test      all tests; ARGS="-k name -x" goes to pytest
+# make bench     speed beside references, and build/bench.json; ARGS="--quick --rows pipe-window,unix"
+# make faults    200 random moments of dumps at which daemons, criu and its script are killed and the link is cut
+# make soak      ten minutes of dumps with faults: descriptors and memory must stay flat; ARGS="--seconds 60"
 # make check     ruff, mypy, and the generated protobuf modules against their sources
 # make proto     generate those modules again
 # make format    ruff's formatting
@@ -20,10 +23,10 @@ PROTO := $(wildcard proto/criu_relay/wire/*.proto)
 CODE := criu_relay twisted/plugins tests bench docs setup.py scripts/demo
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto $(PROTO)
 
-.PHONY: help demo test check proto format clean build/criu
+.PHONY: help demo test bench faults soak check proto format clean build/criu
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 12
 
 build/venv/.test build/venv/.dev: build/venv/.%: pyproject.toml setup.py scripts/make-venv
 	@PYTHON='$(PYTHON)' scripts/make-venv build/venv $*
@@ -38,6 +41,17 @@ demo: build/venv/.test
 
 test: build/venv/.test build/criu
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: build/venv/.test
+	@$(MAKE) --no-print-directory build/criu || true
+	@$(BIN)/python -m bench $(ARGS)
+
+faults: build/venv/.test build/criu
+	FAULTS_CUTS=100 $(BIN)/python -m pytest -q tests/link/test_cuts.py
+	$(BIN)/python -m tests.support.moments --out build/faults.json $(ARGS)
+
+soak: build/venv/.test build/criu
+	$(BIN)/python -m tests.support.soak $(ARGS)
 
 check: build/venv/.dev
 	$(BIN)/ruff check $(wildcard $(CODE))

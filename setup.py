@@ -9,5 +9,5 @@ setup(
     packages=find_packages(include=["criu_relay", "criu_relay.*"]),
     # The module alone, not the package: `twisted.plugins` is Twisted's.
     py_modules=["twisted.plugins.criu_relay_plugin"],
-    package_data={"criu_relay": ["py.typed", "wire/*.pyi"]},
+    package_data={"criu_relay": ["py.typed", "wire/*.pyi", "admin/*.html"]},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService
@@ -11,13 +12,15 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 
 from criu_relay.admin.cache_control import CacheControl
+from criu_relay.admin.text import size
 from criu_relay.commit.records import instance_id
-from criu_relay.daemon import Daemon, hello
+from criu_relay.daemon import Daemon, hello, patience_of
 from criu_relay.interfaces import IRestores
-from criu_relay.link.connection import LinkConnection, Ownership
+from criu_relay.link.connection import LinkConnection
 from criu_relay.link.criu_dev_receiver import OldReceiver
 from criu_relay.link.receiver import Receiver
 from criu_relay.link.services import InheritedLink, LinkServer
+from criu_relay.link.transports import Ownership
 from criu_relay.local.attachments import Attachments, cache_dialects
 from criu_relay.options import CacheOptions
 from criu_relay.settings import CacheSettings
@@ -35,21 +38,31 @@ WARM = 256 << 20
 class Cache(Daemon):
     """The service."""
 
-    def __init__(self, reactor: Any, settings: CacheSettings) -> None:
-        super().__init__(reactor, settings)
+    client = False
+    # Half of what is available is another size whenever it is looked at.
+    taken = ("memory",)
+
+    def __init__(
+        self, reactor: Any, settings: CacheSettings, reread: Callable[[], CacheSettings] | None = None
+    ) -> None:
+        """See L{Daemon}."""
+        super().__init__(reactor, settings, reread)
         arena = Arena(settings.memory, keep=min(WARM, settings.memory))
         self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.policy)
-        self.receiver = Receiver(self.store, self.counters)
+        self.receiver = Receiver(self.store, self.counters, reactor, patience_of(settings))
         self.store.rejected = self.receiver.rejected
         self.store.credits.granted = self.receiver.credited
         self.attachments = Attachments(reactor, cache_dialects(reactor, self._restores_of), settings.allow_uids)
+        self.store.attached = lambda name: any(a.namespace == name for a in self.attachments)
         self.control = CacheControl(self)
         self.instance = instance_id(settings.state / "cache")
         greeting = hello(CACHE, self.instance)
         self._server: LinkServer | None = None
 
         def made(owned: Ownership) -> LinkConnection:
-            return LinkConnection(reactor, reactor, greeting, self.receiver, owned, settings.link_timeout)
+            return LinkConnection(
+                reactor, reactor, greeting, self.receiver, owned, settings.link_timeout, self.credentials
+            )
 
         if settings.link_fd is not None:
             InheritedLink(reactor, settings.link_fd, made).setServiceParent(self)
@@ -66,16 +79,29 @@ class Cache(Daemon):
             endpoint = serverFromString(self.reactor, self.settings.criu_dev_link)
             self._ports.append(await endpoint.listen(factory))
 
+    def summary(self) -> str:
+        """See L{Daemon.summary}."""
+        arena, links = self.store.arena, len(self.receiver.links)
+        return f"{links} links, {len(self.store.namespaces)} namespaces, {size(arena.used)} of {size(arena.limit)}"
+
+    def accept_no_more(self) -> None:
+        """See L{Daemon.accept_no_more}."""
+        self.store.accepting = False
+
+    def under_way(self) -> list[str]:
+        """See L{Daemon.under_way}."""
+        return self.store.under_way()
+
     def _namespace_of(self, label: str) -> str:
         """The old link names snapshots only: the one namespace attached for images, else the directory's own name."""
         attached = {a.namespace for a in self.attachments if a.dialect == "images"}
         return check_name(attached.pop() if len(attached) == 1 else os.path.basename(label.rstrip("/")), "namespace")
 
     def _restores_of(self, namespace: str) -> IRestores:
-        restores: IRestores = self.store.keep(namespace)
+        restores: IRestores = self.store.namespace(namespace)
         return restores
 
 
 def makeService(options: CacheOptions) -> IService:
     """For twistd."""
-    return Cache(default_reactor, options.settings())
+    return Cache(default_reactor, options.settings(), options.again)

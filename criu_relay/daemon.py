@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import platform
 import sys
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.usage import UsageError
 
 from criu_relay import __version__
-from criu_relay.admin.api import ControlSite, listen_control
+from criu_relay.admin.api import ControlSite, Handlers
+from criu_relay.admin.inspected import IInspected
+from criu_relay.admin.listen import listen_control
+from criu_relay.admin.page import Page
 from criu_relay.errors import Conflict, RelayError
-from criu_relay.interfaces import Counters, IControl
+from criu_relay.interfaces import Counters
+from criu_relay.lifecycle import Lifecycle
+from criu_relay.link.credentials import Credentials, Files
 from criu_relay.local.attachments import Attachments
-from criu_relay.settings import Settings
+from criu_relay.settings import Settings, Tls
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Hello
 
@@ -29,32 +37,123 @@ FAILED = 1
 class Daemon(MultiService):
     """A service that binds CRIU's sockets and the control socket, and ends the process when it cannot.
 
+    @cvar taken: settings that are not compared when they are read again: a daemon takes them itself.
+    @cvar client: it begins the TLS handshakes of its links.
     @ivar counters: what `status` and `/metrics` count.
+    @ivar credentials: of TLS; None: links are plain.
     """
 
     log = Logger()
+    client: ClassVar[bool]
+    taken: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, reactor: Any, settings: Settings) -> None:
+    def __init__(self, reactor: Any, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
+        """@param reread: what the command line and its file mean now; raises UsageError."""
         super().__init__()
+        self._reread = reread
         self.reactor = reactor
         self.settings = settings
         self.counters = Counters()
         self.began = reactor.seconds()
         self.attachments: Attachments
-        self.control: IControl
+        self.control: IInspected
+        self.credentials = self._credentials(settings.tls)
         self._ports: list[Any] = []
+        Lifecycle(self).setServiceParent(self)
+
+    def _credentials(self, tls: Tls | None) -> Credentials | None:
+        if tls is None:
+            return None
+        return Credentials(Files(tls.certificate, tls.key, tls.authorities), tls.peers, self.client)
+
+    # What its life needs of it (criu_relay/lifecycle.py)
+
+    def summary(self) -> str:
+        """What it does now, on one line."""
+        raise NotImplementedError
+
+    def accept_no_more(self) -> None:
+        """Nothing new may begin; what is under way goes on."""
+        raise NotImplementedError
+
+    def under_way(self) -> list[str]:
+        """The namespaces that should not be left now."""
+        raise NotImplementedError
+
+    def busy(self) -> str:
+        """The same in words; empty: there are none."""
+        names = self.under_way()
+        return f"namespace {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+
+    def reload(self) -> None:
+        """Read certificates and configuration again."""
+        if self.credentials is not None:
+            self.credentials.refresh(True)
+        if self._reread is None:
+            return
+        try:
+            settings = self._reread()
+        except UsageError as error:
+            self.log.error("the configuration is not taken: {error}", error=str(error))
+            return
+        self.settings = self._take(settings)
+
+    def _take(self, settings: Settings) -> Settings:
+        """Take what can change while we run: attachments; and say what cannot."""
+        old, new = set(self.settings.attachments), set(settings.attachments)
+        directories = {one.directory for one in self.attachments}
+        for gone in {one.directory for one in old - new} & directories:
+            self.attachments.detach(gone)
+        for one in settings.attachments:
+            if one in new - old or one.directory in {gone.directory for gone in old - new}:
+                try:
+                    self.attachments.attach(one.directory, one.namespace, one.dialect)
+                except RelayError as error:
+                    self.log.error("not attached: {reason}", reason=error.reason)
+        changed = dataclasses.replace(self.settings, attachments=settings.attachments)
+        later = [
+            field.name.replace("_", "-")
+            for field in dataclasses.fields(settings)
+            if field.name not in self.taken and getattr(settings, field.name) != getattr(changed, field.name)
+        ]
+        if later:
+            self.log.warn("changed, and taken at the next start: {names}", names=", ".join(later))
+        return changed
 
     async def bind(self) -> None:
         """Bind what this daemon has besides the common sockets."""
 
     async def _start(self) -> None:
         try:
+            if self.credentials is not None:
+                self.credentials.load()
             for attached in self.settings.attachments:
                 self.attachments.attach(attached.directory, attached.namespace, attached.dialect)
-            self._ports.append(await listen_control(self.reactor, self.settings.control, ControlSite(self.control)))
+            await self._listen()
             await self.bind()
         except CannotListenError as error:
             raise Conflict(f"cannot listen on {error.interface}:{error.port}: {error.socketError}") from error
+
+    async def _listen(self) -> None:
+        """Bind what people and their tools look through."""
+        settings = self.settings
+        page = Page(self.control, self.counters, self.reactor)
+        page.setServiceParent(self)
+        handlers = Handlers(self.control, page)
+        site = ControlSite(handlers.routes(), self.reactor)
+        self._ports.append(await listen_control(self.reactor, settings.control, site))
+        if settings.metrics is not None:
+            site = ControlSite(handlers.looking(), self.reactor, settings.insecure)
+            port = await listen_control(self.reactor, settings.metrics, site, "metrics", settings.insecure)
+            self._ports.append(port)
+        if settings.manhole is not None and settings.manhole_keys is not None:
+            # Conch takes longer to load than all the rest, and few have a manhole.
+            from criu_relay.admin.manhole.server import ManholeFactory
+
+            extra = {"daemon": self}
+            factory = ManholeFactory(self.control, settings.manhole_keys, settings.state, extra, self.reactor)
+            port = await listen_control(self.reactor, settings.manhole, factory, "manhole", settings.insecure)
+            self._ports.append(port)
 
     def startService(self) -> None:
         """Start every part.
@@ -90,7 +189,20 @@ class Daemon(MultiService):
 
     def common_status(self) -> dict[str, Any]:
         """The part of `status` that both daemons have."""
-        return {"version": __version__, "uptime_s": self.reactor.seconds() - self.began}
+        counters = self.counters
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": self.reactor.seconds() - self.began,
+            "counters": dict(counters.values),
+            "times": {
+                name: {"counts": list(times.counts), "total_s": times.total} for name, times in counters.times.items()
+            },
+            "failures": [
+                {"at": failed.at, "what": failed.what, "cause": failed.cause.value, "reason": failed.reason}
+                for failed in reversed(counters.failures)
+            ],
+        }
 
 
 def endpoint_of(settings: Settings) -> str:
@@ -98,12 +210,21 @@ def endpoint_of(settings: Settings) -> str:
     return settings.link or settings.criu_dev_link or f"descriptor {settings.link_fd}"
 
 
-def hello(role: Any, instance: bytes) -> Hello:
-    """What a daemon says first on a link."""
+def patience_of(settings: Settings) -> float:
+    """Seconds that what is under way waits for a lost link: an inherited one cannot be made again."""
+    return 0.0 if settings.link_fd is not None else settings.link_timeout
+
+
+def hello(role: Any, instance: bytes, session: bytes | None = None) -> Hello:
+    """What a daemon says first on a link.
+
+    @param session: of a proxy.
+    """
     return Hello(
         version=wire.VERSION,
         role=role,
         instance=instance,
         name=wire.clip(platform.node()),
         software=f"criu_relay {__version__}",
+        session=session,
     )

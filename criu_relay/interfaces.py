@@ -12,12 +12,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from zope.interface import Attribute, Interface
+
+from criu_relay.counters import Counters as Counters
+from criu_relay.errors import Cause
+
+ABORTED = "namespace {name} is aborted after {bytes} bytes: {why}; it is of {who}: {todo}"
+"""The one line that an aborted namespace leaves in the log of either daemon; C{migration}, its id, is there as well."""
 
 
 class Mode(enum.Enum):
@@ -277,8 +283,11 @@ class IIntake(Interface):
     def held(owner: Owner) -> list[tuple[bytes, str, int]]:
         """Migrations of `owner` that wait for a decision: (migration, namespace, bytes)."""
 
-    def link_lost(owner: Owner, migrations: Sequence[bytes], reason: str) -> None:
-        """The link that carried them is gone: those not yet held abort."""
+    def link_lost(owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> int:
+        """The link that carried them is gone: those not yet held abort.
+
+        @return: how many that were.
+        """
 
 
 class IOutgoing(Interface):
@@ -370,6 +379,9 @@ class IControl(Interface):
     def commit(name: str, request: CommitRequest, timeout: float | None) -> Deferred[dict[str, Any]]:
         """Proxy: seal, and fires when CRIU may go on. Cache: with `force` only."""
 
+    def rate(rate: int | None) -> dict[str, Any]:
+        """Proxy: bytes of image data per second on the link from now on; None: as fast as it goes."""
+
     def restored(name: str) -> dict[str, Any]:
         """Cache: the restored process runs; its images are released unless they are retained."""
 
@@ -386,14 +398,3 @@ class IControl(Interface):
 
         @param migration: in hex: add to this one only, which may be over; empty: to the open one, or a new one.
         """
-
-
-@dataclass
-class Counters:
-    """Counts that only grow, by name; what `/metrics` shows."""
-
-    values: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, count: int = 1) -> None:
-        """Add `count` to the counter `name`."""
-        self.values[name] = self.values.get(name, 0) + count

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import getopt
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.python import usage
@@ -19,8 +18,11 @@ from twisted.python import usage
 from criu_relay import __version__, values
 from criu_relay.admin.rundir import run_directory, socket_path, state_directory
 from criu_relay.given import Given, Keys
-from criu_relay.settings import Attached, CacheSettings, ProxySettings
-from criu_relay.store.policy import Dedup, Policy
+from criu_relay.given import one as _one
+from criu_relay.given import parameter as _parameter
+from criu_relay.memory_options import DEFAULT_DEDUP, MEMORY_FLAGS, MEMORY_PARAMETERS, policy_of
+from criu_relay.settings import Attached, CacheSettings, ProxySettings, Tls
+from criu_relay.store.policy import Dedup
 
 __all__ = ["CacheOptions", "CacheSettings", "ProxyOptions", "ProxySettings"]
 
@@ -33,9 +35,14 @@ DEFAULT_LINK_PORT = 9876
 DEFAULT_WINDOW = "256M"
 DEFAULT_IDLE = "3600"
 DEFAULT_LINK_TIMEOUT = "30"
-DEFAULT_DEDUP = Dedup.ZERO.value
 
-REPEATABLE = ("stream", "images", "allow-uid")
+SERVED = ("unix", "tcp", "tcp6", "systemd")
+"""Kinds of endpoints that people and their tools connect to."""
+
+REPEATABLE = ("stream", "images", "allow-uid", "tls-peer")
+
+TLS_FILES = ("tls-cert", "tls-key", "tls-ca")
+"""All three or none."""
 
 TYPES: dict[str, tuple[type, ...]] = {
     "link-fd": (int,),
@@ -45,13 +52,9 @@ TYPES: dict[str, tuple[type, ...]] = {
     "ttl": (int, float),
     "memory": (str, int),
     "window": (str, int),
+    "rate": (str, int),
 }
 """What TOML may have for an option; the others take text."""
-
-
-def _parameter(name: str, doc: str, default: str = "") -> list[str | None]:
-    """A row of optParameters. Its default is shown only: what was not given must be told from what was."""
-    return [name, None, None, f"{doc} [default: {default}]" if default else doc]
 
 
 class _RelayOptions(usage.Options):
@@ -61,12 +64,14 @@ class _RelayOptions(usage.Options):
     @cvar examples: the end of --help.
     @cvar exclusive: options that stand in for one another.
     @cvar default_link: endpoint description.
+    @cvar activated: options that a socket of systemd with that name stands in for.
     """
 
     role: ClassVar[str]
     examples: ClassVar[str]
     exclusive: ClassVar[tuple[str, ...]]
     default_link: ClassVar[str]
+    activated: ClassVar[tuple[str, ...]] = ("control",)
 
     optFlags: ClassVar[list[list[str | None]]] = [
         ["insecure", None, "allow a plain link that leaves this machine: anyone on its way can read and change it"],
@@ -80,6 +85,12 @@ class _RelayOptions(usage.Options):
         ),
         _parameter("idle", "abort an open namespace without a client after so many seconds", DEFAULT_IDLE),
         _parameter("link-timeout", "give up a link without an answer after so many seconds", DEFAULT_LINK_TIMEOUT),
+        _parameter("tls-cert", "PEM file with our certificate: the link is under mutual TLS 1.3"),
+        _parameter("tls-key", "PEM file with the certificate's private key"),
+        _parameter("tls-ca", "PEM file with the CA that the peer's certificate must be from"),
+        _parameter("metrics", "endpoint for Prometheus and browsers, read-only, such as tcp:9877:interface=127.0.0.1"),
+        _parameter("manhole", "endpoint of an SSH console with a Python prompt, such as tcp:9879:interface=127.0.0.1"),
+        _parameter("manhole-keys", "file of the public keys that may enter --manhole, as authorized_keys of sshd"),
         _parameter("config", "TOML file: its keys are the long names of these options; the command line wins"),
     ]
 
@@ -100,6 +111,10 @@ class _RelayOptions(usage.Options):
         """number of a user whose criu may connect, besides root and our own; repeatable"""
         self["allow-uid"].append(value)
 
+    def opt_tls_peer(self, value: str) -> None:
+        """DNS name or IP address that the peer's certificate must carry one of; repeatable"""
+        self["tls-peer"].append(value)
+
     def opt_version(self) -> None:
         """Display the version and exit."""
         print(f"criu_relay {__version__}")
@@ -115,12 +130,18 @@ class _RelayOptions(usage.Options):
 
     def parseOptions(self, options: Any = None) -> None:
         """See L{usage.Options}."""
+        self._arguments = options
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
             if isinstance(error.__context__, getopt.GetoptError):
                 raise usage.UsageError(f"{error}; give one that --help lists, as it is shown there") from error
             raise
+
+    def _parsed_again(self) -> Self:
+        made = type(self)()
+        made.parseOptions(self._arguments)
+        return made
 
     def parseArgs(self, *rest: str) -> None:
         """See L{usage.Options}: everything here is an option."""
@@ -151,6 +172,8 @@ class _RelayOptions(usage.Options):
             if entry not in (None, 0, [])
         }
         stored = self._file_keys().load(here / self["config"]) if self["config"] is not None else {}
+        sockets = {name: endpoint for name in self.activated if (endpoint := values.activated(name))}
+        stored = {name: [Given("LISTEN_FDNAMES", text, here)] for name, text in sockets.items()} | stored
         if any(name in typed for name in self.exclusive):
             stored = {name: given for name, given in stored.items() if name not in self.exclusive}
         together = stored | typed
@@ -166,11 +189,14 @@ class _RelayOptions(usage.Options):
     def _common(self, given: dict[str, list[Given]]) -> dict[str, Any]:
         """The fields of L{criu_relay.settings.Settings}."""
         insecure = "insecure" in given
-        for name in ("link", "criu-dev-link"):
-            for item in given.get(name, ()):
-                self._check_link(item, item.read(self._link_address), insecure)
+        tls = self._tls(given)
+        for item in given.get("link", ()):
+            self._check_link(item, item.read(self._link_address), insecure or tls is not None)
+        for item in given.get("criu-dev-link", ()):
+            self._check_link(item, item.read(self._link_address), insecure)
         for item in given.get("link-fd", ()):
-            self._check_link(item, values.inherited_address(item.read(values.inherited_socket)), insecure)
+            address = values.inherited_address(item.read(values.inherited_socket))
+            self._check_link(item, address, insecure or tls is not None)
         default_link = None if any(name in given for name in self.exclusive) else self.default_link
         return {
             "link": _one(given, "link", str, default_link),
@@ -179,18 +205,39 @@ class _RelayOptions(usage.Options):
             "state": self._state(given),
             "attachments": _attachments(given),
             "control": self._control(given),
+            "metrics": self._console(given, "metrics", insecure),
+            **self._manhole(given, insecure),
             "insecure": insecure,
             "idle": _one(given, "idle", values.seconds, float(DEFAULT_IDLE)),
             "allow_uids": frozenset(item.read(values.uid) for item in given.get("allow-uid", ())),
             "link_timeout": _one(given, "link-timeout", values.seconds, float(DEFAULT_LINK_TIMEOUT)),
+            "tls": tls,
         }
+
+    def _tls(self, given: dict[str, list[Given]]) -> Tls | None:
+        some = [item for name in (*TLS_FILES, "tls-peer") for item in given.get(name, ())[-1:]]
+        missing = [f"--{name}" for name in TLS_FILES if name not in given]
+        if not some:
+            return None
+        if missing:
+            raise some[0].wrong(f"TLS needs all of its files; give {' and '.join(missing)} as well")
+        certificate, key, authorities = (
+            given[name][-1].read(partial(values.pem_file, base=given[name][-1].base)) for name in TLS_FILES
+        )
+        peers = tuple(dict.fromkeys(item.read(values.peer_name) for item in given.get("tls-peer", ())))
+        return Tls(certificate, key, authorities, peers or self._default_peers(given, some[0]))
+
+    def _default_peers(self, given: dict[str, list[Given]], tls: Given) -> tuple[str, ...]:
+        """The names that the peer's certificate may carry when none was given; empty: any."""
+        raise NotImplementedError
 
     @staticmethod
     def _check_link(item: Given, address: values.Address, insecure: bool) -> None:
         if not insecure and not address.is_local:
             where = f"the host {address.host}" if address.host else "every address of this machine"
             raise item.wrong(
-                f"{where} is beyond loopback and the link is plain; give a loopback address, or --insecure as well"
+                f"{where} is beyond loopback and the link is plain; give --tls-cert, --tls-key and --tls-ca, or"
+                " a loopback address, or --insecure as well"
             )
 
     @staticmethod
@@ -206,14 +253,26 @@ class _RelayOptions(usage.Options):
             # Twisted's own quoting is for the value of a keyword, where "=" is no more special.
             return "unix:" + path.replace("=", r"\=")
         item = given["control"][-1]
-        if not item.read(partial(values.server_address, kinds=("unix", "tcp", "tcp6"))).is_local:
+        if not item.read(partial(values.server_address, kinds=SERVED)).is_local:
             raise item.wrong("whoever reaches it commands this service; give a unix: endpoint, or a loopback address")
         return item.text
 
+    def _manhole(self, given: dict[str, list[Given]], insecure: bool) -> dict[str, Any]:
+        if ("manhole" in given) != ("manhole-keys" in given):
+            raise usage.UsageError("--manhole and --manhole-keys belong together; give both, or neither")
+        keys = [item.read(partial(values.file, base=item.base)) for item in given.get("manhole-keys", ())]
+        return {"manhole": self._console(given, "manhole", insecure), "manhole_keys": keys[-1] if keys else None}
 
-def _one(given: dict[str, list[Given]], name: str, reader: Callable[[str], T], default: T | None) -> T | None:
-    """The last value given for an option, as the command line has it."""
-    return given[name][-1].read(reader) if name in given else default
+    @staticmethod
+    def _console(given: dict[str, list[Given]], name: str, insecure: bool) -> str | None:
+        """An endpoint that people and their tools connect to."""
+        if name not in given:
+            return None
+        item = given[name][-1]
+        address = item.read(partial(values.server_address, kinds=SERVED))
+        if not insecure and not address.is_local:
+            raise item.wrong("other machines could reach it; give a loopback address, or --insecure as well")
+        return item.text
 
 
 def _attachments(given: dict[str, list[Given]]) -> tuple[Attached, ...]:
@@ -249,6 +308,7 @@ class ProxyOptions(_RelayOptions):
             DEFAULT_WINDOW,
         ),
         _parameter("dedup", "off: send everything; zero or pages: leave out pages of zeros", DEFAULT_DEDUP),
+        _parameter("rate", "bytes per second on the link, such as 100M/s, or off", "off"),
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/proxy.sock, else in /run/criu-relay"
         ),
@@ -259,14 +319,27 @@ class ProxyOptions(_RelayOptions):
         """What was given. Call it after parseOptions."""
         return self._settings
 
+    def again(self) -> ProxySettings:
+        """What the same command line means now that its file may say something else."""
+        return self._parsed_again().settings()
+
     def _link_address(self, text: str) -> values.Address:
         return values.client_address(text)
+
+    def _default_peers(self, given: dict[str, list[Given]], tls: Given) -> tuple[str, ...]:
+        if "criu-dev-link" in given:
+            raise tls.wrong("CRIU's own image-cache knows no TLS; leave the TLS options out, or give --link")
+        if "link-fd" in given:
+            raise tls.wrong("nothing tells the name of who is at the end of --link-fd; give --tls-peer NAME")
+        host = self._link_address(given["link"][-1].text if "link" in given else self.default_link).host
+        return (values.peer_name(host or ""),)
 
     def _build(self, given: dict[str, list[Given]]) -> None:
         window = _one(given, "window", partial(values.size_from, SMALLEST_BUFFER, or_zero=True), None)
         self._settings = ProxySettings(
             window=values.size(DEFAULT_WINDOW) if window is None else window,
             leave_out_zeros=_one(given, "dedup", values.dedup, Dedup.ZERO) is not Dedup.OFF,
+            rate=_one(given, "rate", values.rate, None),
             **self._common(given),
         )
 
@@ -277,6 +350,7 @@ class CacheOptions(_RelayOptions):
     role = "cache"
     exclusive = ("link", "link-fd")
     default_link = f"tcp:{DEFAULT_LINK_PORT}:interface=127.0.0.1"
+    activated = ("control", "link")
     longdesc = (
         "Receives images from criu-relay-proxy, keeps them in memory and hands them to criu restore once the"
         " migration is committed; until then criu restore waits."
@@ -287,17 +361,12 @@ class CacheOptions(_RelayOptions):
         "    criu restore -D /run/web --stream --action-script $(command -v criu-relay-action)\n"
     )
     optFlags: ClassVar[list[list[str | None]]] = [
-        ["retain", None, "keep images after a confirmed restore, so that they can be restored again"],
-        ["release", None, "give images back while a restore reads them: it can be tried once only"],
+        *MEMORY_FLAGS,
     ]
     optParameters: ClassVar[list[list[str | None]]] = [
         _parameter("link", "endpoint to listen on", default_link),
         _parameter("memory", "bytes that images may take, such as 4G", "half of the available memory"),
-        _parameter("spill", "directory on a disk for namespaces that nobody reads, when memory is short"),
-        _parameter("ttl", "discard a committed namespace that nobody asks for after so many seconds", "never"),
-        _parameter(
-            "dedup", "off: keep everything; zero: no pages of zeros; pages: equal pages of a peer once", DEFAULT_DEDUP
-        ),
+        *MEMORY_PARAMETERS,
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/cache.sock, else in /run/criu-relay"
         ),
@@ -308,26 +377,20 @@ class CacheOptions(_RelayOptions):
         """What was given. Call it after parseOptions."""
         return self._settings
 
+    def again(self) -> CacheSettings:
+        """See L{ProxyOptions.again}."""
+        return self._parsed_again().settings()
+
     def _link_address(self, text: str) -> values.Address:
         return values.server_address(text)
+
+    def _default_peers(self, given: dict[str, list[Given]], tls: Given) -> tuple[str, ...]:
+        return ()
 
     def _build(self, given: dict[str, list[Given]]) -> None:
         memory = _one(given, "memory", partial(values.size_from, SMALLEST_BUFFER), None)
         self._settings = CacheSettings(
             memory=values.available_memory() // 2 if memory is None else memory,
-            policy=self._policy(given),
+            policy=policy_of(given),
             **self._common(given),
-        )
-
-    @staticmethod
-    def _policy(given: dict[str, list[Given]]) -> Policy:
-        if "retain" in given and "release" in given:
-            raise usage.UsageError("--retain and --release exclude each other; give one of them")
-        spill = given["spill"][-1] if "spill" in given else None
-        return Policy(
-            retain="retain" in given,
-            release="release" in given,
-            ttl=_one(given, "ttl", values.seconds, None),
-            spill=None if spill is None else Path(spill.read(partial(values.directory, base=spill.base))),
-            dedup=_one(given, "dedup", values.dedup, None) or Dedup.ZERO,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService
@@ -11,15 +12,18 @@ from twisted.internet.threads import deferToThreadPool
 
 from criu_relay import values
 from criu_relay.admin.proxy_control import ProxyControl
+from criu_relay.admin.text import size
 from criu_relay.commit.dumps import Dumps
+from criu_relay.commit.lock import StateLock
 from criu_relay.commit.records import Records, instance_id
 from criu_relay.commit.surroundings import Surroundings
-from criu_relay.daemon import Daemon, endpoint_of, hello
+from criu_relay.daemon import Daemon, endpoint_of, hello, patience_of
 from criu_relay.interfaces import IDump
-from criu_relay.link.connection import LinkConnection, Ownership
+from criu_relay.link.connection import LinkConnection
 from criu_relay.link.criu_dev_outlet import OldOutlet
 from criu_relay.link.outlet import LinkOutlet
 from criu_relay.link.services import InheritedLink, LinkClient
+from criu_relay.link.transports import Ownership
 from criu_relay.local.attachments import Attachments, proxy_dialects
 from criu_relay.options import ProxyOptions
 from criu_relay.settings import ProxySettings
@@ -32,8 +36,13 @@ Options = ProxyOptions
 class Proxy(Daemon):
     """The service."""
 
-    def __init__(self, reactor: Any, settings: ProxySettings) -> None:
-        super().__init__(reactor, settings)
+    client = True
+
+    def __init__(
+        self, reactor: Any, settings: ProxySettings, reread: Callable[[], ProxySettings] | None = None
+    ) -> None:
+        """See L{Daemon}."""
+        super().__init__(reactor, settings, reread)
         self.instance = instance_id(settings.state)
         self.outlet = self._make_outlet(settings)
         surroundings = Surroundings(
@@ -47,6 +56,8 @@ class Proxy(Daemon):
             idle=settings.idle,
         )
         self.dumps = Dumps(surroundings)
+        if isinstance(self.outlet, LinkOutlet):
+            self.outlet.linked = self.dumps.ask_again
         self.attachments = Attachments(reactor, proxy_dialects(reactor, self._dump_of), settings.allow_uids)
         self.dumps.listeners = lambda name: [a.listener for a in self.attachments if a.namespace == name]
         self.dumps.copies = lambda name: any(a.copy for a in self.attachments if a.namespace == name)
@@ -58,11 +69,13 @@ class Proxy(Daemon):
             whole = max(settings.window, values.available_memory() // 2)
             return OldOutlet(reactor, settings.criu_dev_link, Arena(whole, keep=0), self.counters)
         arena = Arena(settings.window, keep=settings.window)
-        outlet = LinkOutlet(reactor, reactor, arena, self.counters, settings.leave_out_zeros)
-        greeting = hello(PROXY, self.instance)
+        outlet = LinkOutlet(
+            reactor, reactor, arena, self.counters, patience_of(settings), settings.rate, settings.leave_out_zeros
+        )
 
         def made(owned: Ownership) -> LinkConnection:
-            return LinkConnection(reactor, reactor, greeting, outlet, owned, settings.link_timeout)
+            greeting = hello(PROXY, self.instance, outlet.session)
+            return LinkConnection(reactor, reactor, greeting, outlet, owned, settings.link_timeout, self.credentials)
 
         if settings.link_fd is not None:
             InheritedLink(reactor, settings.link_fd, made).setServiceParent(self)
@@ -71,8 +84,23 @@ class Proxy(Daemon):
         return outlet
 
     async def bind(self) -> None:
-        """Look after what was permitted before a restart."""
+        """Look after what was permitted before a restart; nobody else may."""
+        self.lock = StateLock(self.settings.state)
         self.dumps.recover()
+
+    def summary(self) -> str:
+        """See L{Daemon.summary}."""
+        window = self.outlet.window
+        held = f"{size(window.used)} of {size(window.limit)} in the window"
+        return f"link {self.control.link()['state']}, {len(self.under_way())} migrations under way, {held}"
+
+    def accept_no_more(self) -> None:
+        """See L{Daemon.accept_no_more}."""
+        self.dumps.accepting = False
+
+    def under_way(self) -> list[str]:
+        """See L{Daemon.under_way}."""
+        return self.dumps.under_way()
 
     def stopService(self) -> Deferred[None]:
         """Give up what is open, so that CRIU resumes its tasks, then close."""
@@ -89,4 +117,4 @@ class Proxy(Daemon):
 
 def makeService(options: ProxyOptions) -> IService:
     """For twistd."""
-    return Proxy(default_reactor, options.settings())
+    return Proxy(default_reactor, options.settings(), options.again)

@@ -22,6 +22,21 @@ class Attached(NamedTuple):
     dialect: str
 
 
+class Tls(NamedTuple):
+    """Mutual TLS on the link.
+
+    @ivar certificate: PEM file; ours, and those between it and the CA.
+    @ivar key: PEM file of its private key.
+    @ivar authorities: PEM file of the CAs that are believed.
+    @ivar peers: names of which the peer's certificate must carry one; empty: any.
+    """
+
+    certificate: Path
+    key: Path
+    authorities: Path
+    peers: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What both services are told.
@@ -32,10 +47,14 @@ class Settings:
     @ivar state: directory; need not exist.
     @ivar attachments: where CRIU's sockets are bound from the start.
     @ivar control: endpoint description of the control API.
+    @ivar metrics: endpoint description of what may be looked at; None: only at `control`.
+    @ivar manhole: endpoint description of the SSH console; None: there is none.
+    @ivar manhole_keys: file of the public keys that may enter it.
     @ivar insecure: plain links beyond this machine are allowed.
     @ivar idle: seconds after which an open namespace without a client aborts.
     @ivar allow_uids: users, besides our own and root, who may connect to CRIU's sockets.
     @ivar link_timeout: seconds without the peer after which a link is given up.
+    @ivar tls: None: the link is plain.
     """
 
     link: str | None
@@ -44,10 +63,14 @@ class Settings:
     state: Path
     attachments: tuple[Attached, ...]
     control: str
+    metrics: str | None
+    manhole: str | None
+    manhole_keys: Path | None
     insecure: bool
     idle: float
     allow_uids: frozenset[int]
     link_timeout: float
+    tls: Tls | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +78,12 @@ class ProxySettings(Settings):
     """What the proxy is told.
 
     @ivar window: bytes kept until the cache has them; 0: nothing is kept.
+    @ivar rate: bytes of image data per second on the link; None: as fast as it goes.
     @ivar leave_out_zeros: pages of zeros are not sent.
     """
 
     window: int
+    rate: int | None
     leave_out_zeros: bool
 
 

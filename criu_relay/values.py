@@ -10,6 +10,7 @@ to be put behind the name of the option.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import math
 import os
@@ -20,19 +21,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, clientFromString, serverFromString
 from twisted.internet.protocol import ClientFactory, Factory
 
 from criu_relay import errors
 from criu_relay.settings import Attached
 from criu_relay.store.policy import Dedup
-from criu_relay.wire.names import check_name
+from criu_relay.wire.names import check_name, host_name
 
 FIRST_INHERITED = 3
 """0, 1 and 2 are standard input, output and error, which twistd replaces when it becomes a daemon."""
 
 LARGEST_SIZE = 2**63 - 1
 """What an offset in a file can be (off_t)."""
+
+SLOWEST_RATE = 64 << 10
+"""Bytes per second: a frame of 1 MiB, which is never cut, takes 16 s."""
 
 LARGEST_UID = 2**32 - 2
 """uid_t has 32 bits and its last value means "no user" (credentials(7), chown(2))."""
@@ -52,11 +56,13 @@ class Address:
     @ivar host: address or host name of a TCP endpoint; "" is every address of this machine; None for a unix socket.
     @ivar port: of a TCP endpoint.
     @ivar path: of a unix socket.
+    @ivar descriptor: of a socket that was inherited, and listens already.
     """
 
     host: str | None = None
     port: int = 0
     path: str = ""
+    descriptor: int | None = None
 
     @property
     def is_local(self) -> bool:
@@ -88,14 +94,48 @@ class _Recorder:
         self.address = Address(path=address)
 
 
-def server_address(text: str, kinds: tuple[str, ...] = ("tcp", "tcp6")) -> Address:
+def server_address(text: str, kinds: tuple[str, ...] = ("tcp", "tcp6", "systemd")) -> Address:
     """Where a server endpoint would listen.
 
     @param text: an endpoint description (twisted.internet.endpoints.serverFromString).
     @param kinds: the types of endpoint that will do.
     """
     example = "unix:/run/criu-relay/cache.sock" if "unix" in kinds else "tcp:9876:interface=127.0.0.1"
-    return _address(text, kinds, example, 0, lambda recorder: serverFromString(recorder, text).listen(Factory()))
+    return _address(text, kinds, example, 0, lambda recorder: _listen(recorder, text))
+
+
+def _listen(recorder: _Recorder, text: str) -> None:
+    if text.partition(":")[0].lower() == "systemd":
+        recorder.address = _inherited(text)[1]
+    else:
+        serverFromString(recorder, text).listen(Factory())
+
+
+@functools.cache
+def _inherited(text: str) -> tuple[int, Address]:
+    """Family and address of a socket that listens already; looked at once, as its number is another's when it is used.
+
+    @raise KeyError: it was not passed to us.
+    """
+    endpoint = serverFromString(_Recorder(), text)
+    assert isinstance(endpoint, AdoptedStreamServerEndpoint)
+    with socket.socket(fileno=os.dup(endpoint.fileno)) as inherited:
+        name, family = inherited.getsockname(), inherited.family
+    address = Address(path=str(name)) if family == socket.AF_UNIX else Address(str(name[0]), int(name[1]))
+    address.descriptor = endpoint.fileno
+    return family, address
+
+
+def activated(name: str) -> str | None:
+    """The endpoint description of the listening socket that systemd passed under this name; None: it did not.
+
+    Asked for through Twisted, which takes sd_listen_fds(3) out of the environment as soon as it is imported.
+    """
+    try:
+        family, _ = _inherited(f"systemd:domain=UNIX:name={name}")
+    except KeyError:
+        return None
+    return f"systemd:domain={socket.AddressFamily(family).name.removeprefix('AF_')}:name={name}"
 
 
 def client_address(text: str) -> Address:
@@ -143,6 +183,16 @@ def size_from(lowest: int, text: str, or_zero: bool = False) -> int:
     value = size(text)
     if value < lowest and not (or_zero and value == 0):
         raise ValueError(f"too little; give {lowest >> 20}M or more" + (", or 0" if or_zero else ""))
+    return value
+
+
+def rate(text: str) -> int | None:
+    """Bytes per second, as a size, with or without "/s"; None for "off"."""
+    if text.lower() == "off":
+        return None
+    value = size(text.removesuffix("/s"))
+    if value < SLOWEST_RATE:
+        raise ValueError(f"slower than {SLOWEST_RATE >> 10}K/s: a frame would take minutes; give more, or off")
     return value
 
 
@@ -207,6 +257,14 @@ def directory(text: str, base: Path) -> str:
     return str(path)
 
 
+def file(text: str, base: Path) -> Path:
+    """An existing file, absolute and with its symlinks resolved."""
+    path = _resolved(text, base)
+    if not path.is_file():
+        raise ValueError(f"no file {path}; give one that is there")
+    return path
+
+
 def attached(text: str, base: Path, dialect: str) -> Attached:
     """DIR or DIR=NAMESPACE; the last "=" parts them."""
     path, parted, namespace = text.rpartition("=")
@@ -235,6 +293,21 @@ def dedup(text: str) -> Dedup:
         return Dedup(text)
     except ValueError:
         raise ValueError(f"give one of {', '.join(one.value for one in Dedup)}") from None
+
+
+def pem_file(text: str, base: Path) -> Path:
+    """A file, absolute and with its symlinks as they are: it may be replaced. It is read when the daemon starts."""
+    if "\0" in text or not text:
+        raise ValueError("not a file; give one, such as criu-relay make-certs writes")
+    return (base / text).absolute()
+
+
+def peer_name(text: str) -> str:
+    """A DNS name or an IP address that a certificate may carry."""
+    try:
+        return host_name(text, "the name")
+    except errors.Invalid as error:
+        raise ValueError(f"neither a DNS name nor an IP address; {error.hint}") from error
 
 
 def available_memory() -> int:

@@ -15,7 +15,8 @@ PAGE = Path(__file__).with_name("states.md")
 sys.path.insert(0, str(PAGE.parent.parent))
 
 from criu_relay.commit import states, tasks  # noqa: E402
-from criu_relay.link import connection  # noqa: E402
+from criu_relay.link import outlet  # noqa: E402
+from criu_relay.link import states as link  # noqa: E402
 from criu_relay.machine import mermaid  # noqa: E402
 from criu_relay.store import generation  # noqa: E402
 
@@ -42,9 +43,16 @@ MACHINES: list[tuple[str, str, Any, Any]] = [
     ),
     (
         "A connection of the link",
-        "`criu_relay/link/connection.py`, the same at both ends.",
-        connection.TABLE,
-        connection.State.GREETING,
+        "`criu_relay/link/states.py`, the same at both ends. *securing* is the TLS handshake; a plain link is"
+        " secured at once.",
+        link.TABLE,
+        link.State.SECURING,
+    ),
+    (
+        "The link of a proxy",
+        "`criu_relay/link/outlet.py`: nothing that a session counts is sent before the cache has said where to go on.",
+        outlet.TABLE,
+        outlet.State.DOWN,
     ),
 ]
 

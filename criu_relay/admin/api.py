@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web import http
 
 from criu_relay.admin import metrics
-from criu_relay.admin.listen import listen_control
+from criu_relay.admin.answers import Text
+from criu_relay.admin.page import Page
 from criu_relay.admin.request import ControlRequest
 from criu_relay.admin.routes import LARGEST_PID, LARGEST_SIZE, Call, Route, Router
 from criu_relay.errors import Invalid, RelayError
 from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
-
-__all__ = ["ControlSite", "listen_control"]
+from criu_relay.values import SLOWEST_RATE
 
 #: Seconds that a connection may be silent before or within a request; not while it waits for an answer.
 SILENCE = 60.0
@@ -35,10 +36,14 @@ class ControlSite(http.HTTPFactory):
     protocol = http.HTTPChannel  # type: ignore[assignment]
     requestFactory = ControlRequest
 
-    def __init__(self, control: IControl, reactor: IReactorTime | None = None) -> None:
-        """@param reactor: keeps time for silent connections; by default Twisted's own."""
+    def __init__(self, routes: list[Route], reactor: IReactorTime | None = None, for_everyone: bool = False) -> None:
+        """
+        @param reactor: keeps time for silent connections; by default Twisted's own.
+        @param for_everyone: other machines may ask, under whatever name they have for this one.
+        """
         super().__init__(timeout=SILENCE, reactor=reactor)
-        self.router = Router(Handlers(control).routes())
+        self.router = Router(routes)
+        self.for_everyone = for_everyone
 
     def startFactory(self) -> None:
         """Nothing: no log to open."""
@@ -60,11 +65,22 @@ class ControlSite(http.HTTPFactory):
 class Handlers:
     """A method for each row of the table."""
 
-    def __init__(self, control: IControl) -> None:
+    def __init__(self, control: IControl, page: Page) -> None:
         self._control = control
+        self._page = page
+
+    def looking(self) -> list[Route]:
+        """What changes nothing and shows no image: the routes of --metrics."""
+        return [
+            Route("GET", "/", lambda _: self._page.document()),
+            Route("GET", "/events", lambda _: self._page.events()),
+            Route("GET", "/metrics", lambda _: Text(CONTENT_TYPE_PLAIN_0_0_4, metrics.render(self._control.status()))),
+            Route("GET", "/healthz", lambda _: {"role": self._control.role}),
+            Route("GET", "/readyz", self.ready),
+        ]
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """The whole table."""
         one = "/v1/namespaces/{ns}"
         images = (f"{one}/images/{{image}}", f"{one}/snapshots/{{snapshot}}/images/{{image}}")
         return [
@@ -81,14 +97,13 @@ class Handlers:
                 body=("root", "criu", "copy", "force", "migration"),
             ),
             Route("POST", f"{one}/restored", lambda call: self._control.restored(call.place["ns"])),
+            Route("PUT", "/v1/rate", self.rate, body=("rate",)),
             Route("POST", "/v1/attachments", self.attach, body=("directory", "namespace", "dialect", "copy")),
             Route("DELETE", "/v1/attachments", self.detach, query=("directory",)),
             *(Route("GET", path, self.get_image) for path in images),
             *(Route("PUT", path, self.put_image, query=("migration",), upload=True) for path in images),
             *(Route("POST", f"{path}/discard", self.discard, body=("offset", "length")) for path in images),
-            Route("GET", "/metrics", lambda _: metrics.render(self._control.status())),
-            Route("GET", "/healthz", lambda _: {"role": self._control.role}),
-            Route("GET", "/readyz", self.ready),
+            *self.looking(),
         ]
 
     def wait(self, call: Call) -> Deferred[dict[str, Any]]:
@@ -105,6 +120,13 @@ class Handlers:
             migration=call.text("migration") or "",
         )
         return self._control.commit(call.place["ns"], request, call.timeout())
+
+    def rate(self, call: Call) -> dict[str, Any]:
+        """How fast the link may go."""
+        rate = call.number("rate", LARGEST_SIZE)
+        if rate is not None and rate < SLOWEST_RATE:
+            raise Invalid(f"rate {rate} is too slow", hint=f"give {SLOWEST_RATE} bytes per second or more, or null")
+        return self._control.rate(rate)
 
     def attach(self, call: Call) -> dict[str, Any]:
         """Bind CRIU's socket in a directory."""

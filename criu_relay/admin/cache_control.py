@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.limits import limited
 from criu_relay.daemon import endpoint_of
 from criu_relay.errors import Aborted, Conflict, NotFound
-from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
 from criu_relay.store.figures import Accounts
 from criu_relay.store.generation import Generation, State
+from criu_relay.store.image import Image
 from criu_relay.store.opened import OpenedImage
 from criu_relay.wire.names import check_name
 
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 HELD_HINT = "waits for its proxy; if the source host is lost: criu-relay commit {name} --force"
 
 
-@implementer(IControl)
+@implementer(IInspected)
 class CacheControl:
-    """See L{IControl}."""
+    """See L{IControl} and L{IInspected}."""
 
     role = "cache"
 
@@ -35,29 +37,15 @@ class CacheControl:
     def status(self) -> dict[str, Any]:
         """See L{IControl.status}."""
         cache = self._cache
-        now = cache.reactor.seconds()
-        settings = cache.settings
         accounts = cache.store.accounts()
-        waiting = [
-            {"namespace": namespace.name, "image": waiter.image, "pid": waiter.pid, "seconds": now - waiter.since}
-            for namespace in cache.store.namespaces.values()
-            for waiter in namespace.waiters
-        ]
         return cache.common_status() | {
             "role": self.role,
-            "pid": os.getpid(),
             "instance": cache.instance.hex(),
-            "link": {
-                "state": "up" if cache.receiver.links else "listening",
-                "endpoint": endpoint_of(settings),
-                "error": "",
-                "peers": [connection.status() for connection in cache.receiver.links],
-            },
+            "link": self.link(),
             "memory": accounts.memory,
             "attachments": [attachment.described() for attachment in cache.attachments],
             "namespaces": self._newest(accounts),
-            "waiting": waiting,
-            "counters": dict(cache.counters.values),
+            "waiting": self.waiting(),
         }
 
     def namespaces(self) -> list[dict[str, Any]]:
@@ -69,6 +57,16 @@ class CacheControl:
         newest = [namespace.newest for namespace in namespaces if namespace.newest is not None]
         return [self._described(one) | {"memory": accounts.of[one]} for one in newest]
 
+    def each_namespace(self) -> Iterator[dict[str, Any]]:
+        """See L{IInspected.each_namespace}."""
+        for namespace in list(self._cache.store.namespaces.values()):
+            if namespace.newest is not None:
+                yield self._described(namespace.newest)
+
+    def described(self, name: str) -> dict[str, Any]:
+        """See L{IInspected.described}."""
+        return self._described(self._cache.store.known(name))
+
     def namespace(self, name: str) -> dict[str, Any]:
         """See L{IControl.namespace}."""
         generation = self._cache.store.known(name)
@@ -76,20 +74,53 @@ class CacheControl:
             {
                 "index": snapshot.index,
                 "label": snapshot.label,
-                "images": [
-                    {
-                        "name": image.name,
-                        "size": image.size,
-                        "complete": image.complete,
-                        "digest": image.digest.hex() if image.digest else None,
-                    }
-                    for image in snapshot.images.values()
-                ],
+                "images": [_image(image) for image in snapshot.images.values()],
             }
             for snapshot in generation.snapshots
         ]
         figures = self._cache.store.accounts().of[generation]
         return self._described(generation) | {"memory": figures, "snapshots": snapshots}
+
+    def each_image(self, name: str) -> Iterator[dict[str, Any]]:
+        """See L{IInspected.each_image}."""
+        return map(_inspected, list(self._cache.store.known(name).images()))
+
+    def image(self, name: str, snapshot: int | None, image: str) -> dict[str, Any]:
+        """See L{IInspected.image}."""
+        return _inspected(self._cache.store.known(name).at(snapshot, image)[1])
+
+    def peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> Deferred[bytes]:
+        """See L{IInspected.peek}."""
+        return Deferred.fromCoroutine(self._peek(name, snapshot, image, offset, length))
+
+    async def _peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> bytes:
+        found = self._cache.store.known(name).at(snapshot, image)[1]
+        if found.dropped:
+            raise NotFound(f"image {image} of namespace {name} was discarded")
+        opened = OpenedImage(self._cache.reactor, found)
+        try:
+            return await opened.read(offset, length)
+        finally:
+            opened.close()
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """See L{IInspected.waiting}."""
+        now = self._cache.reactor.seconds()
+        return [
+            {"namespace": namespace.name, "image": waiter.image, "pid": waiter.pid, "seconds": now - waiter.since}
+            for namespace in self._cache.store.namespaces.values()
+            for waiter in namespace.waiters
+        ]
+
+    def link(self) -> dict[str, Any]:
+        """See L{IInspected.link}."""
+        links = self._cache.receiver.links
+        return {
+            "state": "up" if links else "listening",
+            "endpoint": endpoint_of(self._cache.settings),
+            "error": "",
+            "peers": [connection.status() for connection in links],
+        }
 
     def attach(self, directory: str, namespace: str | None, dialect: str, copy: bool) -> dict[str, Any]:
         """See L{IControl.attach}."""
@@ -133,6 +164,10 @@ class CacheControl:
             raise Conflict(f"namespace {name} is {generation.state.value}, not held")
         self._cache.store.settle(generation, True, "committed by hand at the cache")
         return self._described(generation)
+
+    def rate(self, rate: int | None) -> dict[str, Any]:
+        """See L{IControl.rate}."""
+        raise Conflict("this is the cache: the proxy paces what it sends", hint="use the proxy's --control")
 
     def restored(self, name: str) -> dict[str, Any]:
         """See L{IControl.restored}."""
@@ -188,3 +223,12 @@ class CacheControl:
             "hint": HELD_HINT.format(name=generation.namespace) if held else "",
             "source": generation.source,
         }
+
+
+def _image(image: Image) -> dict[str, Any]:
+    digest = image.digest.hex() if image.digest else None
+    return {"name": image.name, "size": image.size, "complete": image.complete, "digest": digest}
+
+
+def _inspected(image: Image) -> dict[str, Any]:
+    return _image(image) | {"snapshot": image.snapshot, "readers": len(image.readers), "memory": image.memory}

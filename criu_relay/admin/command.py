@@ -11,16 +11,17 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from criu_relay import __version__
+from criu_relay import __version__, values
 from criu_relay.admin import files, show
 from criu_relay.admin.client import GRACE, Broken, Client, Refused, Unanswered, Unreachable, target
 from criu_relay.admin.rundir import ROLES, run_directory, socket_path
-from criu_relay.admin.text import plain, size
+from criu_relay.admin.text import size
 from criu_relay.admin.watch import Watch
 from criu_relay.errors import Invalid, RelayError
-from criu_relay.wire.names import check_name
+from criu_relay.wire.names import check_name, plain
 
 DONE, FAILED, USAGE, TIMED_OUT, NO_DAEMON, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -124,6 +125,11 @@ def parser() -> Parser:
     one = command("import", import_, "send a directory of images as a namespace")
     one.add_argument("directory", metavar="DIR")
     one.add_argument("namespace", metavar="NAMESPACE", type=_name)
+    one = command("rate", rate, "limit, or say, how fast a proxy sends")
+    one.add_argument("rate", metavar="SIZE/s", nargs="?", type=_rate, help="such as 100M/s, or off; default: say it")
+    one = command("make-certs", make_certs, "write a CA and certificates for TLS on the link")
+    one.add_argument("directory", metavar="DIR", type=Path, help="a CA that is there already is used again")
+    one.add_argument("names", metavar="NAME", nargs="+", help="DNS name or IP address of a host")
     return top
 
 
@@ -158,6 +164,14 @@ def _bytes(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 19):
         raise argparse.ArgumentTypeError(f"{text} is not a number of bytes")
     return int(text)
+
+
+def _rate(text: str) -> int | str:
+    try:
+        value = values.rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return "off" if value is None else value
 
 
 def choose(control: str | None) -> Client:
@@ -252,6 +266,16 @@ def images(options: argparse.Namespace) -> None:
         _print(show.images(found))
 
 
+def rate(options: argparse.Namespace) -> None:
+    """`criu-relay rate`."""
+    client = choose(options.control)
+    if options.rate is None:
+        now = client.call("GET", "/v1/status")["link"].get("rate")
+    else:
+        now = client.call("PUT", "/v1/rate", {"rate": None if options.rate == "off" else options.rate})["rate"]
+    print("as fast as it goes" if now is None else f"{size(now)}/s")
+
+
 def discard(options: argparse.Namespace) -> None:
     """`criu-relay discard`."""
     if options.image is None:
@@ -275,6 +299,14 @@ def export(options: argparse.Namespace) -> None:
 def import_(options: argparse.Namespace) -> None:
     """`criu-relay import`."""
     _tell(files.import_images(choose(options.control), options.directory, options.namespace))
+
+
+def make_certs(options: argparse.Namespace) -> None:
+    """`criu-relay make-certs`."""
+    # The cryptography package takes longer to import than the other commands take in all.
+    from criu_relay.admin.certificates import make
+
+    _print([plain(str(path)) for path in make(options.directory, options.names)])
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from criu_relay.admin.client import Client, Refused, Unreachable, target
-from criu_relay.admin.text import plain, size
+from criu_relay.admin.text import size
 from criu_relay.errors import Invalid, RelayError
-from criu_relay.wire.names import check_name
+from criu_relay.wire.names import check_name, plain
 
 #: CRIU writes it last and reads it first: without it a directory is no set of images.
 INVENTORY = "inventory.img"

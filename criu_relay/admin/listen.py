@@ -1,4 +1,4 @@
-"""Where the control API listens."""
+"""Where the control API and what else is asked over HTTP or SSH listens."""
 
 from __future__ import annotations
 
@@ -11,41 +11,49 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 from criu_relay.errors import Conflict, Forbidden, Invalid, RelayError
-from criu_relay.flow.unix_listener import UnixListener
+from criu_relay.flow.unix_listener import UnixListener, inherited_listener
 from criu_relay.values import server_address
 
 #: Whoever reaches the API commands the daemon: the directory of its socket, when we make it, is the owner's alone.
 DIRECTORY_MODE = 0o700
 
+KINDS = ("unix", "tcp", "tcp6", "systemd")
 
-def listen_control(reactor: Any, endpoint: str, site: IProtocolFactory) -> Deferred[IListeningPort]:
+
+def listen_control(
+    reactor: Any, endpoint: str, site: IProtocolFactory, option: str = "control", for_everyone: bool = False
+) -> Deferred[IListeningPort]:
     """Listen.
 
-    @param endpoint: C{unix:PATH}, whose directory is made when it does not exist, or a C{tcp:} or C{tcp6:} endpoint on
-        a loopback address.
+    @param endpoint: C{unix:PATH}, whose directory is made when it does not exist, or a C{tcp:}, C{tcp6:} or C{systemd:}
+        endpoint.
+    @param option: that it was given with, for errors.
+    @param for_everyone: other machines may reach it; otherwise its address must be loopback.
     @return: fires with the port. Errs with L{RelayError} when it cannot be.
     """
-    found: Deferred[IListeningPort] = Deferred.fromCoroutine(_listen(reactor, endpoint, site))
+    found: Deferred[IListeningPort] = Deferred.fromCoroutine(
+        _listen(reactor, endpoint, site, f"{option} endpoint {endpoint}", for_everyone)
+    )
     return found
 
 
-async def _listen(reactor: Any, endpoint: str, site: IProtocolFactory) -> IListeningPort:
+async def _listen(reactor: Any, endpoint: str, site: IProtocolFactory, what: str, for_everyone: bool) -> IListeningPort:
     try:
-        address = server_address(endpoint, ("unix", "tcp", "tcp6"))
+        address = server_address(endpoint, KINDS)
     except ValueError as error:
-        raise Invalid(f"control endpoint {endpoint}: {error}") from None
+        raise Invalid(f"{what}: {error}") from None
     if address.host is None:
+        if address.descriptor is not None:
+            return inherited_listener(reactor, address.descriptor, site)
         if not address.path:
-            raise Invalid(f"control endpoint {endpoint} names no path", hint="give unix:PATH")
+            raise Invalid(f"{what} names no path", hint="give unix:PATH")
         return _listen_unix(reactor, address.path, site)
-    if not address.is_local:
-        raise Forbidden(
-            f"control endpoint {endpoint} is open to other machines", hint="use unix:, or a loopback address"
-        )
+    if not address.is_local and not for_everyone:
+        raise Forbidden(f"{what} is open to other machines", hint="use unix:, or a loopback address")
     try:
         return await serverFromString(reactor, endpoint).listen(site)
     except CannotListenError as error:
-        raise Conflict(f"control endpoint {endpoint}: {error.socketError}", hint="is another daemon there?") from error
+        raise Conflict(f"{what}: {error.socketError}", hint="is another daemon there?") from error
 
 
 def _listen_unix(reactor: Any, path: str, site: IProtocolFactory) -> IListeningPort:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
+from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.limits import limited
 from criu_relay.commit.migration import Migration
+from criu_relay.commit.written import WrittenImage
 from criu_relay.daemon import endpoint_of
-from criu_relay.errors import Aborted, Conflict, Invalid
-from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.errors import Aborted, Cause, Conflict, Invalid, NotFound
+from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
+from criu_relay.link.outlet import LinkOutlet
 from criu_relay.wire.names import check_name
 
 if TYPE_CHECKING:
@@ -22,9 +25,9 @@ SCRIPT_GRACE = 5.0
 """Seconds that a commit by an action script waits for its dump to begin: its task is frozen, every image written."""
 
 
-@implementer(IControl)
+@implementer(IInspected)
 class ProxyControl:
-    """See L{IControl}."""
+    """See L{IControl} and L{IInspected}."""
 
     role = "proxy"
 
@@ -35,23 +38,29 @@ class ProxyControl:
         """See L{IControl.status}."""
         proxy = self._proxy
         window = proxy.outlet.window
-        link = proxy.outlet.describe() | {"endpoint": endpoint_of(proxy.settings)}
         return proxy.common_status() | {
             "role": self.role,
-            "pid": os.getpid(),
             "instance": proxy.instance.hex(),
-            "link": {"error": ""} | link,
+            "link": self.link(),
             "memory": {"used": window.used, "limit": window.limit, "recycled": window.recycled},
             "attachments": [attachment.described() for attachment in proxy.attachments],
             "namespaces": self.namespaces(),
-            "waiting": [],
-            "counters": dict(proxy.counters.values),
+            "waiting": self.waiting(),
         }
 
     def namespaces(self) -> list[dict[str, Any]]:
         """See L{IControl.namespaces}."""
-        dumps = self._proxy.dumps.namespaces.values()
-        return [self._described(dump.newest) for dump in dumps if dump.newest is not None]
+        return list(self.each_namespace())
+
+    def each_namespace(self) -> Iterator[dict[str, Any]]:
+        """See L{IInspected.each_namespace}."""
+        for dump in list(self._proxy.dumps.namespaces.values()):
+            if dump.newest is not None:
+                yield self._described(dump.newest)
+
+    def described(self, name: str) -> dict[str, Any]:
+        """See L{IInspected.described}."""
+        return self._described(self._proxy.dumps.known(name))
 
     def namespace(self, name: str) -> dict[str, Any]:
         """See L{IControl.namespace}."""
@@ -60,9 +69,33 @@ class ProxyControl:
             {"index": index, "label": label, "images": []} for index, label in enumerate(migration.labels, 1)
         ]
         for image in migration.images.values():
-            row = {"name": image.name, "size": image.size, "complete": image.complete, "digest": None}
-            snapshots[image.snapshot - 1]["images"].append(row)
+            snapshots[image.snapshot - 1]["images"].append(_image(image))
         return self._described(migration) | {"snapshots": snapshots}
+
+    def each_image(self, name: str) -> Iterator[dict[str, Any]]:
+        """See L{IInspected.each_image}."""
+        return map(_inspected, list(self._proxy.dumps.known(name).images.values()))
+
+    def image(self, name: str, snapshot: int | None, image: str) -> dict[str, Any]:
+        """See L{IInspected.image}."""
+        migration = self._proxy.dumps.known(name)
+        index = len(migration.labels) if snapshot is None else snapshot
+        found = migration.images.get((index, image))
+        if found is None:
+            raise NotFound(f"namespace {name} has no image {image} in snapshot {index}")
+        return _inspected(found)
+
+    def peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> Deferred[bytes]:
+        """See L{IInspected.peek}."""
+        return fail(Conflict("the proxy keeps no images", hint="look at the cache"))
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """See L{IInspected.waiting}: restores wait at the cache."""
+        return []
+
+    def link(self) -> dict[str, Any]:
+        """See L{IInspected.link}."""
+        return {"error": ""} | self._proxy.outlet.describe() | {"endpoint": endpoint_of(self._proxy.settings)}
 
     def attach(self, directory: str, namespace: str | None, dialect: str, copy: bool) -> dict[str, Any]:
         """See L{IControl.attach}."""
@@ -88,16 +121,28 @@ class ProxyControl:
         dump = self._proxy.dumps.namespace(name)
         if request.migration:
             named = dump.named(request.migration)
-            await named.permit(request)
-            return self._described(named)
+            return await self._permit(named, request)
         newest = dump.newest
         if newest is not None and newest.over and request.criu and request.criu in newest.pids:
             raise Aborted(f"the dump was given up: {newest.reason}", hint=newest.hint)
         beginning = Deferred.fromCoroutine(dump.undecided_or_next(following=True))
         what = f"no dump has come to namespace {name}: is criu run with --stream -D and the attached directory,"
         migration = await limited(beginning, SCRIPT_GRACE if request.root else None, self._proxy.reactor, what)
+        return await self._permit(migration, request)
+
+    async def _permit(self, migration: Migration, request: CommitRequest) -> dict[str, Any]:
+        asked = self._proxy.reactor.seconds()
         await migration.permit(request)
+        self._proxy.counters.took("commit", self._proxy.reactor.seconds() - asked)
         return self._described(migration)
+
+    def rate(self, rate: int | None) -> dict[str, Any]:
+        """See L{IControl.rate}."""
+        outlet = self._proxy.outlet
+        if not isinstance(outlet, LinkOutlet):
+            raise Conflict("CRIU's own image-cache is fed as fast as it takes", hint="use --link for a rate")
+        outlet.pace.set(rate)
+        return {"rate": rate}
 
     def restored(self, name: str) -> dict[str, Any]:
         """See L{IControl.restored}."""
@@ -113,7 +158,7 @@ class ProxyControl:
         count = migration.bytes
         if migration.over:
             raise Conflict(f"namespace {name} is {migration.state.value} already")
-        migration.abort("discarded at the proxy")
+        migration.abort("discarded at the proxy", cause=Cause.PERSON)
         return {"bytes": count}
 
     def open_image(self, name: str, snapshot: int | None, image: str) -> Deferred[IOpenedImage]:
@@ -137,7 +182,7 @@ class ProxyControl:
             "copy": migration.copy,
             "bytes": migration.bytes,
             "held": migration.held_bytes,
-            "expected": None,
+            "expected": migration.source.expected,
             "images": len(migration.images),
             "age_s": now - migration.began,
             "decided_s": None if migration.decided_at is None else now - migration.decided_at,
@@ -145,3 +190,11 @@ class ProxyControl:
             "hint": migration.hint,
             "source": "",
         }
+
+
+def _image(image: WrittenImage) -> dict[str, Any]:
+    return {"name": image.name, "size": image.size, "complete": image.complete, "digest": None}
+
+
+def _inspected(image: WrittenImage) -> dict[str, Any]:
+    return _image(image) | {"snapshot": image.snapshot, "readers": 0, "memory": None}

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
 
+from criu_relay.admin.answers import Events, Text
 from criu_relay.admin.routes import Call, Route, TooLarge, WrongMethod, parse_body
 from criu_relay.admin.transfer import Download, Upload
 from criu_relay.errors import Forbidden, RelayError
@@ -34,6 +35,7 @@ class ControlRequest(http.Request):
     def __init__(self, channel: Any, *args: Any, **keywords: Any) -> None:
         super().__init__(channel, *args, **keywords)
         self._router = channel.factory.router
+        self._for_everyone = channel.factory.for_everyone
         self._route: Route | None = None
         self._call = Call()
         self._body = bytearray()
@@ -106,7 +108,7 @@ class ControlRequest(http.Request):
             raise Forbidden("a web page may not use this", hint="use curl, or the command criu-relay")
         given = self.getHeader(b"Host")
         host = "localhost" if given is None else given.decode("latin-1")
-        if isinstance(self.host, UNIXAddress) or _is_loopback(host):
+        if self._for_everyone or isinstance(self.host, UNIXAddress) or _is_loopback(host):
             return
         raise Forbidden(f"not for host {host[:60]!a}", hint="connect to localhost by that name or its address")
 
@@ -131,10 +133,16 @@ class ControlRequest(http.Request):
         if self._gone:
             if IOpenedImage.providedBy(value):
                 value.close()
+            elif isinstance(value, Events):
+                value.stopProducing()
         elif IOpenedImage.providedBy(value):
             Download(self, value).start()
-        elif isinstance(value, str):
-            self._write(b"text/plain; version=0.0.4; charset=utf-8", value)
+        elif isinstance(value, Events):
+            value.start(self)
+        elif isinstance(value, Text):
+            for name, said in value.headers.items():
+                self.setHeader(name, said)
+            self._write(value.kind.encode("ascii"), value.text)
             self.finish()
         else:
             self._write(b"application/json", json.dumps(value) + "\n")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from criu_relay.admin.text import note, plain, size, span, table
+from criu_relay.admin.text import note, size, span, table
+from criu_relay.wire.names import plain
 
 #: The states of a namespace whose bytes still move.
 MOVING = ("open", "sealing", "sealed")
+
+NAMESPACE_HEADS = ["NAMESPACE", "STATE", "BYTES:", "IMAGES:", "RATE:", "AGE:"]
 
 
 def status(answer: dict[str, Any]) -> list[str]:
@@ -27,7 +30,8 @@ def status(answer: dict[str, Any]) -> list[str]:
 
 def _link(link: dict[str, Any]) -> Iterator[str]:
     endpoint = f" {link['endpoint']}" if link["endpoint"] else ""
-    yield plain(f"link {link['state']}{endpoint}")
+    paced = f", at most {size(link['rate'])}/s" if link.get("rate") else ""
+    yield plain(f"link {link['state']}{endpoint}{paced}")
     if link["error"]:
         yield from note("", link["error"])
     rows = [[one["name"], one["address"], span(one["since_s"]), size(one["bytes"]), one["io"]] for one in link["peers"]]
@@ -49,17 +53,24 @@ def rate(namespace: dict[str, Any]) -> float:
     return float(namespace["bytes"] / lasted) if lasted > 0 else 0.0
 
 
+def eta(namespace: dict[str, Any], per_second: float) -> float | None:
+    """Seconds until everything that is expected is there; None: that cannot be told."""
+    expected = namespace["expected"]
+    return max(0, expected - namespace["bytes"]) / per_second if expected and per_second > 0 else None
+
+
+def namespace_row(one: dict[str, Any]) -> list[str]:
+    """A namespace in a table with L{NAMESPACE_HEADS}."""
+    state = one["state"] + (" copy" if one["copy"] else "")
+    return [one["name"], state, size(one["bytes"]), str(one["images"]), f"{size(rate(one))}/s", span(one["age_s"])]
+
+
 def _namespaces(answer: dict[str, Any]) -> list[str]:
-    rows, notes = [], []
-    for one in answer["namespaces"]:
-        state = one["state"] + (" copy" if one["copy"] else "")
-        rows.append(
-            [one["name"], state, size(one["bytes"]), str(one["images"]), f"{size(rate(one))}/s", span(one["age_s"])]
-        )
-        notes.append(_figures(one) + note("", one["reason"]) + note("-> ", one["hint"]))
+    rows = [namespace_row(one) for one in answer["namespaces"]]
+    notes = [_figures(one) + note("", one["reason"]) + note("-> ", one["hint"]) for one in answer["namespaces"]]
     if not rows:
         return []
-    head, *lines = table(["NAMESPACE", "STATE", "BYTES:", "IMAGES:", "RATE:", "AGE:"], rows)
+    head, *lines = table(NAMESPACE_HEADS, rows)
     return [head, *(line for row, more in zip(lines, notes, strict=True) for line in (row, *more))]
 
 
@@ -106,8 +117,8 @@ def progress(namespace: dict[str, Any], per_second: float) -> str:
     line = f"{namespace['name']} {namespace['state']} {size(namespace['bytes'])}{of}"
     if namespace["state"] in MOVING:
         line += f" {size(per_second)}/s"
-        if expected and per_second > 0:
-            line += f" ETA {span(max(0, expected - namespace['bytes']) / per_second)}"
+        if (left := eta(namespace, per_second)) is not None:
+            line += f" ETA {span(left)}"
     elif namespace["reason"]:
         line += f" ({namespace['reason']})"
     return plain(line)

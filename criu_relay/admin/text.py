@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from criu_relay.wire.names import plain
+
 #: Columns that everything fits in.
 WIDTH = 80
 
@@ -38,11 +40,6 @@ def span(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min" if not days else f"{days} d {hours % 24} h"
 
 
-def plain(text: str) -> str:
-    """Text of a peer on one line, without control characters."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def shortened(text: str, width: int) -> str:
     """At most `width` characters, with the middle left out: names differ at their ends.
 
@@ -66,15 +63,22 @@ def note(label: str, text: str) -> list[str]:
     )
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines; columns whose head ends with a colon (not shown) are flush right.
-
-    The widest columns give way until all fits in L{WIDTH}.
-    """
-    cells = [[head.rstrip(":") for head in heads], *([plain(cell) for cell in row] for row in rows)]
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """How wide the columns of a table are: the widest give way until all fits in L{WIDTH}."""
+    cells = [[head.rstrip(":") for head in heads], *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
     while sum(widths) + 2 * (len(heads) - 1) > WIDTH:
         widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int] = ()) -> list[str]:
+    """A table as lines; columns whose head ends with a colon (not shown) are flush right.
+
+    @param widths: of the columns; by default what L{columns} makes of the rows.
+    """
+    cells = [[head.rstrip(":") for head in heads], *([plain(cell) for cell in row] for row in rows)]
+    widths = widths or columns(heads, rows)
     lines = []
     for row in cells:
         padded = [

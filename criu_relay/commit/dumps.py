@@ -10,18 +10,23 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from criu_relay.commit.migration import Migration
-from criu_relay.commit.records import Record
+from criu_relay.commit.records import KEPT, Record
 from criu_relay.commit.states import State
 from criu_relay.commit.surroundings import Surroundings, Waiters
 from criu_relay.commit.tasks import Task, boot_id
-from criu_relay.errors import Aborted, Conflict, NotFound
+from criu_relay.errors import Aborted, Cause, Conflict, NotFound
 from criu_relay.interfaces import IDump, IDumpClient, IDumpListener, IImageSink, IOpenedImage, Mode
+from criu_relay.wire.link import MAX_MIGRATIONS
 
 HISTORY = 8
 """Migrations of a namespace that are remembered after they ended, for `status` and `wait`."""
 
-NAMESPACES = 1 << 16
-"""Names that a proxy knows at once."""
+MOVING = (State.OPEN, State.SEALING, State.SEALED, State.PERMITTED, State.COMMITTING)
+"""States that a migration leaves by itself, and soon; *held* may wait for a person."""
+
+NAMESPACES = 4096
+"""Names that a proxy knows at once: each keeps its history, and `status` lists them. When there are more the first one
+is forgotten of which nothing is attached, under way or waited for."""
 
 
 @implementer(IDump)
@@ -40,14 +45,22 @@ class NamespaceDump:
         surroundings: Surroundings,
         listeners: Callable[[], list[IDumpListener]],
         copies: Callable[[], bool],
+        undecided: Callable[[], int],
+        accepting: Callable[[], bool],
     ) -> None:
-        """@param copies: whether its dumps are meant to leave their task running."""
+        """
+        @param copies: whether its dumps are meant to leave their task running.
+        @param undecided: how many migrations of the proxy are not decided.
+        @param accepting: whether new ones may begin.
+        """
         self.name = name
         self._copies = copies
+        self._accepting = accepting
         self.migrations: list[Migration] = []
         self.begun = Waiters()
         self._at = surroundings
         self._listeners = listeners
+        self._undecided = undecided
         self._count = 0
         self._connected: list[IDumpClient] = []
         self._bound: dict[object, Migration] = {}
@@ -56,6 +69,12 @@ class NamespaceDump:
     def newest(self) -> Migration | None:
         """The migration that began last."""
         return self.migrations[-1] if self.migrations else None
+
+    @property
+    def forgettable(self) -> bool:
+        """Nothing of it is attached, under way or waited for."""
+        busy = any(not old.over for old in self.migrations)
+        return not (busy or self._connected or self._listeners() or self.begun)
 
     # IDump
 
@@ -135,13 +154,27 @@ class NamespaceDump:
 
         @raise Conflict: one is on its way.
         """
+        if not self._accepting():
+            raise Conflict("criu-relay-proxy is being stopped", hint="start it again, then dump again")
         newest = self.newest
         if newest is not None and newest.state in (State.OPEN, State.SEALING, State.SEALED):
             raise Conflict(f"another dump into namespace {self.name} is on its way", hint="use another namespace")
+        if self._undecided() >= MAX_MIGRATIONS:
+            hint = "decide some of those that criu-relay status shows"
+            raise Conflict(f"{MAX_MIGRATIONS} migrations of the proxy are not decided", hint=hint)
         migration = self._add(os.urandom(16), copy or self._copies(), State.OPEN)
         for client in self._connected:
             migration.connected(client)
         return migration
+
+    def remember(self, record: Record) -> None:
+        """A migration of before a restart that was committed."""
+        self._add(bytes.fromhex(record.migration), False, State.COMMITTED)
+
+    @property
+    def committed(self) -> Migration | None:
+        """The newest that was."""
+        return next((one for one in reversed(self.migrations) if one.state is State.COMMITTED), None)
 
     def recover(self, record: Record) -> None:
         """A migration of before a restart, permitted and not decided: the task and criu tell how it went on."""
@@ -222,12 +255,14 @@ class Dumps:
     """All namespaces of a proxy.
 
     @ivar namespaces: by name.
+    @ivar accepting: new migrations may begin.
     """
 
     def __init__(self, surroundings: Surroundings) -> None:
         self.namespaces: dict[str, NamespaceDump] = {}
         self.listeners: Callable[[str], list[IDumpListener]] = lambda name: []
         self.copies: Callable[[str], bool] = lambda name: False
+        self.accepting = True
         self._at = surroundings
 
     def namespace(self, name: str) -> NamespaceDump:
@@ -237,11 +272,22 @@ class Dumps:
         """
         if name not in self.namespaces:
             if len(self.namespaces) >= NAMESPACES:
-                raise Conflict(f"the proxy knows {NAMESPACES} namespaces already")
+                oldest = next((known for known, dump in self.namespaces.items() if dump.forgettable), None)
+                if oldest is None:
+                    raise Conflict(f"the proxy knows {NAMESPACES} namespaces already, and needs them all")
+                del self.namespaces[oldest]
             self.namespaces[name] = NamespaceDump(
-                name, self._at, lambda: self.listeners(name), lambda: self.copies(name)
+                name,
+                self._at,
+                lambda: self.listeners(name),
+                lambda: self.copies(name),
+                self._undecided,
+                lambda: self.accepting,
             )
         return self.namespaces[name]
+
+    def _undecided(self) -> int:
+        return sum(not migration.over for dump in self.namespaces.values() for migration in dump.migrations)
 
     def known(self, name: str) -> Migration:
         """The newest migration of a namespace.
@@ -254,13 +300,26 @@ class Dumps:
         return dump.newest
 
     def recover(self) -> None:
-        """Look after what was permitted before a restart."""
+        """Look after what was permitted before a restart, and remember what was committed to this cache."""
+        for record in self._at.records.kept():
+            if record.cache == self._at.cache:
+                self.namespace(record.namespace).remember(record)
         for record in self._at.records.load():
             self.namespace(record.namespace).recover(record)
+
+    def ask_again(self) -> None:
+        """There is another link: ask the cache after what was committed last."""
+        committed = [found for dump in self.namespaces.values() if (found := dump.committed) is not None]
+        for migration in sorted(committed, key=lambda one: one.decided_at or 0.0)[-KEPT:]:
+            migration.ask_again()
+
+    def under_way(self) -> list[str]:
+        """The namespaces whose migration needs this daemon."""
+        return [name for name, dump in self.namespaces.items() if any(one.state in MOVING for one in dump.migrations)]
 
     def stop(self) -> None:
         """The daemon ends: what is not held yet is given up, so that CRIU resumes its tasks."""
         for dump in self.namespaces.values():
             for migration in dump.migrations:
                 if migration.state in (State.OPEN, State.SEALING, State.SEALED):
-                    migration.abort("criu-relay-proxy is being stopped")
+                    migration.abort("criu-relay-proxy is being stopped", cause=Cause.STOPPED)

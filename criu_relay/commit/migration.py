@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from criu_relay.commit.records import Record
+from criu_relay.commit.journal import tell_aborted
+from criu_relay.commit.permission import Permission
 from criu_relay.commit.source import SourceTasks
 from criu_relay.commit.states import DECIDED, TABLE, WRITING, Event, State
 from criu_relay.commit.surroundings import Later, Surroundings, Waiters
-from criu_relay.commit.tasks import Ending, Task, Verdict, boot_id
+from criu_relay.commit.tasks import Ending, Task, Verdict
 from criu_relay.commit.written import WrittenImage
-from criu_relay.errors import Aborted, Conflict, LinkLost, NotFound, RelayError
-from criu_relay.interfaces import (
-    CommitRequest,
-    IDumpClient,
-    IDumpListener,
-    IImageSink,
-    IOpenedImage,
-    IOutgoing,
-    Mode,
-)
+from criu_relay.errors import Aborted, Cause, Conflict, LinkLost, NotFound, RelayError, TimedOut
+from criu_relay.interfaces import CommitRequest, IDumpClient, IDumpListener, IImageSink, IOpenedImage, IOutgoing, Mode
 from criu_relay.machine import Machine
+from criu_relay.wire.link import MAX_IMAGES, MAX_SNAPSHOTS
 
 INVENTORY = "inventory.img"
 """The image that CRIU writes last."""
@@ -40,6 +35,7 @@ class Migration:
     @ivar reason: why it was aborted or lost.
     @ivar hint: what a person may do when it waits for one.
     @ivar decided: waits for the end of it, well or not.
+    @ivar source: the tasks that it is about.
     """
 
     log = Logger()
@@ -72,13 +68,15 @@ class Migration:
             f"namespace {namespace}", TABLE, initial, lambda state: self._idle.cancel()
         )
         self._at = surroundings
+        self._permission = Permission(surroundings, migration, namespace)
         self._listeners = listeners
         self._held = Waiters()
-        self._source = SourceTasks(surroundings.in_thread)
+        self.source = SourceTasks(surroundings.in_thread)
         self._verdict: Verdict | None = None
         self._asked = False
         self._look = Later(surroundings.clock, self.look)
-        self._idle = Later(surroundings.clock, self._too_idle)
+        idle = Aborted(f"no client of CRIU for {surroundings.idle:.0f} s", cause=Cause.IDLE)
+        self._idle = Later(surroundings.clock, partial(self._lost, idle))
         self.outgoing: IOutgoing = (
             surroundings.outlet.begin(migration, namespace, copy, self._lost)
             if initial is State.OPEN
@@ -128,6 +126,8 @@ class Migration:
     def push_snapshots(self, labels: Sequence[str]) -> None:
         """Snapshots begin."""
         self._check_writing()
+        if len(self.labels) + len(labels) > MAX_SNAPSHOTS:
+            raise Conflict(f"{self.namespace} has more than {MAX_SNAPSHOTS} snapshots")
         for label in labels:
             self.labels.append(label)
             self.outgoing.snapshot(len(self.labels), label)
@@ -150,12 +150,14 @@ class Migration:
         image = self.images.get((snapshot, name))
         if image is not None and not image.complete:
             raise Conflict(f"image {name} of {self.namespace} is being written already")
+        if image is None and len(self.images) >= MAX_IMAGES:
+            raise Conflict(f"{self.namespace} has more than {MAX_IMAGES} images")
         sink = self.outgoing.open_image(snapshot, name, mode)
         if image is None:
-            image = self.images[snapshot, name] = WrittenImage(snapshot, name, self._look_soon)
+            image = self.images[snapshot, name] = WrittenImage(snapshot, name, self._look_soon, self._at.arrived)
         image.begin(sink, mode is Mode.REPLACE)
         if client is not None and client.peer is not None and client.peer.pid:
-            self._source.scan(client.peer.pid, again=name == INVENTORY)
+            self.source.scan(client.peer.pid, again=name == INVENTORY)
         return image
 
     def read_image(self, label: str, name: str) -> IOpenedImage | None:
@@ -198,7 +200,7 @@ class Migration:
             self.abort(f"the dump ended without {INVENTORY}: it failed, or was no dump")
             return
         self.machine.feed(Event.QUIET)
-        self.outgoing.seal(self._source.described()).addCallbacks(self._verified, self._refused)
+        self.outgoing.seal(self.source.described()).addCallbacks(self._verified, self._refused)
 
     def _verified(self, count: int) -> None:
         if self.state is not State.SEALED:
@@ -214,7 +216,7 @@ class Migration:
 
     def _lost(self, error: RelayError) -> None:
         if self.machine.accepts(Event.ABORT):
-            self.abort(error.reason, error.hint)
+            self.abort(error.reason, error.hint, error.cause)
 
     # Deciding
 
@@ -242,21 +244,19 @@ class Migration:
             elif root.dying():
                 await self.commit("its task is gone")
             elif criu is None:
-                raise Conflict(
-                    f"task {root.pid} of {self.namespace} is alive",
-                    hint="attach --copy for dumps that leave it running",
-                )
+                hint = "attach --copy for dumps that leave it running"
+                raise Conflict(f"task {root.pid} of {self.namespace} is alive", hint=hint)
             else:
                 await self._permit(root, criu)
         except NotFound as error:
-            self._lost(Aborted(f"{error.reason}: the dump is over"))
+            self._lost(Aborted(f"{error.reason}: the dump is over", cause=Cause.DUMP))
             raise
         except CancelledError:
-            self._lost(Aborted("the commit was not answered in time, or who asked for it has left"))
+            self._lost(TimedOut("the commit was not answered in time, or who asked for it has left"))
             raise
 
     def _tasks(self, request: CommitRequest) -> tuple[Task | None, Task | None]:
-        source = self._source
+        source = self.source
         if request.root:
             return source.open(request.root), source.open(request.criu) if request.criu else None
         pid = next((client.peer.pid for client in self.clients if client.peer is not None), 0)
@@ -265,7 +265,8 @@ class Migration:
     async def _until_held(self, criu: Task | None) -> None:
         if self.state is State.HELD:
             return
-        ending = Ending(self._at.reactor, self._at.clock, criu, self._criu_ended) if criu is not None else None
+        ended = partial(self._lost, Aborted("criu ended before it was permitted to", cause=Cause.DUMP))
+        ending = Ending(self._at.reactor, self._at.clock, criu, ended) if criu is not None else None
         waiting = self._held.wait()
         if self.state is State.OPEN:
             self.machine.feed(Event.SEAL)
@@ -276,50 +277,36 @@ class Migration:
             if ending is not None:
                 ending.stop()
 
-    def _criu_ended(self) -> None:
-        self._lost(Aborted("criu ended before it was permitted to"))
-
     async def _permit(self, root: Task, criu: Task) -> None:
-        record = Record(
-            self.id.hex(), self.namespace, root.pid, root.started, criu.pid, criu.started, boot_id(), self._at.cache
-        )
         try:
-            await self._at.in_thread(self._at.records.write, record)
+            await self._permission.write(root, criu)
         except OSError as error:
             self._lost(Aborted(f"the permission cannot be recorded in --state: {error}"))
             raise Aborted(self.reason) from error
         if self.state is not State.HELD:
-            await self._at.in_thread(self._at.records.remove, self.id.hex())
+            await self._permission.forget()
             raise Aborted(self.reason or f"namespace {self.namespace} is {self.state.value}")
         self.machine.feed(Event.PERMIT)
         self.watch(root, criu)
 
-    def watch(self, root: Task, criu: Task | None) -> None:
+    def watch(self, root: Task, criu: Task | None, lives: Callable[[], None] | None = None) -> None:
         """Permitted: commit or abort on the fact."""
-        self._verdict = Verdict(self._at.reactor, self._at.clock, root, criu, self._task_gone, self._task_lives)
+        lives = lives or (lambda: self.abort("criu ended and its task lives on"))
+        gone = partial(self._commit_now, "its task is gone")
+        self._verdict = Verdict(self._at.reactor, self._at.clock, root, criu, gone, lives)
 
-    def _task_gone(self) -> None:
-        Deferred.fromCoroutine(self.commit("its task is gone")).addErrback(self._unexpected)
-
-    def _task_lives(self) -> None:
-        self.abort("criu ended and its task lives on")
+    def _commit_now(self, why: str) -> None:
+        Deferred.fromCoroutine(self.commit(why)).addErrback(self._unexpected)
 
     def _judge(self) -> None:
         """Held, and nobody asked: CRIU has ended, so its tasks tell what it did."""
         if self.copy:
-            Deferred.fromCoroutine(self.commit("copied")).addErrback(self._unexpected)
-        elif self._source.root is None:
+            self._commit_now("copied")
+        elif self.source.root is None:
             self._stay_held("it is not known which task was dumped")
         else:
-            root = Task.open(self._source.root.pid, self._source.root.started)
-            self._verdict = Verdict(
-                self._at.reactor,
-                self._at.clock,
-                root,
-                None,
-                self._task_gone,
-                lambda: self._stay_held("its task lives on"),
-            )
+            root = Task.open(self.source.root.pid, self.source.root.started)
+            self.watch(root, None, partial(self._stay_held, "its task lives on"))
 
     def _stay_held(self, why: str) -> None:
         self.reason = why
@@ -337,8 +324,7 @@ class Migration:
         @raise Aborted: the cache does not have it any more.
         """
         self.machine.feed(Event.COMMIT)
-        self.reason = why
-        self.hint = ""
+        self.reason, self.hint = why, ""
         decided = self.decided.wait()
         self.outgoing.decide(True).addCallback(self._confirmed).addErrback(self._unexpected)
         await decided
@@ -348,14 +334,29 @@ class Migration:
     def _confirmed(self, outcome: str) -> None:
         if outcome == "committed":
             self.machine.feed(Event.CONFIRMED)
+            self._permission.keep().addErrback(self._unexpected)
         else:
-            self.reason = f"lost: the cache answers {outcome!r}, it has the images of {self.namespace} no more"
-            self.log.critical("namespace {name} is lost: {why}", name=self.namespace, why=self.reason)
-            self.machine.feed(Event.UNKNOWN)
-        self._at.in_thread(self._at.records.remove, self.id.hex()).addErrback(self._unexpected)
+            self._missing(f"lost: the cache answers {outcome!r}, it has the images no more")
         self._settled()
 
-    def abort(self, reason: str, hint: str = "") -> None:
+    def ask_again(self) -> None:
+        """Committed, and there is another link: is it the same cache, or one that was started anew?"""
+        self.outgoing.decide(True).addCallback(self._found).addErrback(self._unexpected)
+
+    def _found(self, outcome: str) -> None:
+        if outcome != "committed" and self.state is State.COMMITTED:
+            why = "lost, unless it was restored before: the cache was started anew and has the images no more"
+            self._missing(why)
+            self._at.counters.add(f"migrations_{self.state.value}")
+
+    def _missing(self, reason: str) -> None:
+        self.reason = reason
+        self.log.critical("namespace {name} is lost: {why}", name=self.namespace, why=reason)
+        self._at.counters.failed(f"namespace {self.namespace}", Cause.PEER, reason)
+        self.machine.feed(Event.UNKNOWN)
+        self._permission.forget().addErrback(self._unexpected)
+
+    def abort(self, reason: str, hint: str = "", cause: Cause = Cause.DUMP) -> None:
         """Give it up: CRIU gets EPIPE, the cache forgets it.
 
         @raise Conflict: it is decided.
@@ -363,12 +364,11 @@ class Migration:
         recorded = self.state is State.PERMITTED
         self.machine.feed(Event.ABORT)
         self.reason, self.hint = reason, hint
-        self.log.error(
-            "namespace {name} is aborted after {bytes} bytes: {why}", name=self.namespace, bytes=self.bytes, why=reason
-        )
+        self._at.counters.aborted(self.namespace, cause, reason)
+        tell_aborted(self)
         for client in list(self.clients):
             client.drop(reason)
-        forgotten = self._at.in_thread(self._at.records.remove, self.id.hex()) if recorded else succeed(None)
+        forgotten = self._permission.forget() if recorded else succeed(None)
         forgotten.addBoth(lambda _: self.outgoing.decide(False, reason)).addErrback(self._unexpected)
         self._held.fire(Aborted(reason, hint))
         self._settled()
@@ -383,7 +383,7 @@ class Migration:
         self._idle.cancel()
         if self._verdict is not None:
             self._verdict.stop()
-        self._source.close()
+        self.source.close()
         self.decided.fire()
 
     # Odds and ends
@@ -394,6 +394,3 @@ class Migration:
     def _check_writing(self) -> None:
         if self.state not in WRITING:
             raise Aborted(self.reason) if self.over else Conflict(f"namespace {self.namespace} is {self.state.value}")
-
-    def _too_idle(self) -> None:
-        self._lost(Aborted(f"no client of CRIU for {self._at.idle:.0f} s"))

@@ -1,7 +1,8 @@
 """Permissions that were given, on disk: what makes a decision survive the proxy.
 
 A record is written and fsynced before criu may kill the task, and removed when the cache has confirmed the
-decision, or when the decision is to abort: after a restart, no record means abort.
+decision, or when the decision is to abort: after a restart, no record means abort. The last ones that were
+committed are kept apart, to ask the cache after them: one that was started anew has them no more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 from twisted.logger import Logger
 
 SUFFIX = ".json"
+
+KEPT = 256
+"""Committed migrations that the cache is asked after: a restore follows its dump soon, so the last ones are enough."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Records:
     def __init__(self, state: Path) -> None:
         """@param state: the proxy's state directory."""
         self._directory = state / "permitted"
+        self._kept = state / "committed"
 
     def write(self, record: Record) -> None:
         """Write it so that it survives a crash of the machine; blocks.
@@ -63,22 +68,44 @@ class Records:
 
     def remove(self, migration: str) -> None:
         """Forget it, for good; nothing when it is not there."""
+        self._path(migration, self._kept).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self._path(migration).unlink()
             self._sync()
 
+    def keep(self, migration: str) -> None:
+        """The cache has committed it: no permission any more, but one to ask after; nothing when it is not there."""
+        self._kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._path(migration).rename(self._path(migration, self._kept))
+            self._sync()
+        for old in self._listed(self._kept)[:-KEPT]:
+            old.unlink(missing_ok=True)
+
     def load(self) -> list[Record]:
-        """Those that are there; one that cannot be read is logged and left."""
+        """The permissions, oldest first; one that cannot be read is logged and left."""
+        return self._load(self._directory)
+
+    def kept(self) -> list[Record]:
+        """Those that were committed, oldest first."""
+        return self._load(self._kept)
+
+    @staticmethod
+    def _listed(directory: Path) -> list[Path]:
+        paths = directory.glob("*" + SUFFIX) if directory.is_dir() else []
+        return sorted(paths, key=lambda path: path.stat().st_mtime)
+
+    def _load(self, directory: Path) -> list[Record]:
         records = []
-        for path in sorted(self._directory.glob("*" + SUFFIX)) if self._directory.is_dir() else []:
+        for path in self._listed(directory):
             try:
                 records.append(Record(**json.loads(path.read_text(encoding="utf-8"))))
             except (OSError, ValueError, TypeError) as error:
                 self.log.error("the record {path} cannot be read: {error}", path=str(path), error=str(error))
         return records
 
-    def _path(self, migration: str) -> Path:
-        return self._directory / (migration + SUFFIX)
+    def _path(self, migration: str, directory: Path | None = None) -> Path:
+        return (directory or self._directory) / (migration + SUFFIX)
 
     def _sync(self) -> None:
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from criu_relay.commit.tasks import Task, command, root_of, traced_by
+from criu_relay.commit.tasks import Task, command, memory_of, root_of, traced_by
 from criu_relay.errors import NotFound
 
 NAME_BYTES = 64
@@ -21,12 +21,14 @@ class SourceTasks:
     """See the module.
 
     @ivar root: the root of the tree that criu traces, once it was found.
+    @ivar expected: about how many bytes the dump will have; None: nobody knows.
     """
 
     log = Logger()
 
     def __init__(self, in_thread: Callable[..., Deferred[Any]]) -> None:
         self.root: Task | None = None
+        self.expected: int | None = None
         self._in_thread = in_thread
         self._scanned = False
         self._closed = False
@@ -48,7 +50,7 @@ class SourceTasks:
         """
         if not self._scanned or (again and self.root is None):
             self._scanned = True
-            self._in_thread(_traced_root, criu).addCallbacks(self._found, self._failed)
+            self._in_thread(_traced, criu).addCallbacks(self._found, self._failed)
 
     def described(self) -> dict[str, Any]:
         """As the cache is told."""
@@ -58,6 +60,10 @@ class SourceTasks:
             source["command"] = command(self.root.pid)[:NAME_BYTES]
         return source
 
+    def told(self) -> str:
+        """The root task for people; empty when it is not known."""
+        return "" if self.root is None else f"{command(self.root.pid) or 'a process'} (pid {self.root.pid})"
+
     def close(self) -> None:
         """Close every pidfd."""
         self._closed = True
@@ -65,8 +71,10 @@ class SourceTasks:
             task.close()
         self.root = None
 
-    def _found(self, pid: int) -> None:
+    def _found(self, found: tuple[int, int]) -> None:
+        pid, memory = found
         if pid and self.root is None and not self._closed:
+            self.expected = memory
             try:
                 self.root = self.open(pid)
             except NotFound:
@@ -76,5 +84,7 @@ class SourceTasks:
         self.log.failure("the tasks of criu cannot be found", failure)
 
 
-def _traced_root(criu: int) -> int:
-    return root_of(traced_by(criu))
+def _traced(criu: int) -> tuple[int, int]:
+    """The root of the tree that criu traces (0: there is none), and about how many bytes a dump of it has."""
+    pids = traced_by(criu)
+    return root_of(pids), memory_of(pids)

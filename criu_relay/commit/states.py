@@ -43,6 +43,7 @@ TABLE: Table[State, Event] = {
     (State.PERMITTED, Event.COMMIT): State.COMMITTING,
     (State.COMMITTING, Event.CONFIRMED): State.COMMITTED,
     (State.COMMITTING, Event.UNKNOWN): State.LOST,
+    (State.COMMITTED, Event.UNKNOWN): State.LOST,
     (State.OPEN, Event.ABORT): State.ABORTED,
     (State.SEALING, Event.ABORT): State.ABORTED,
     (State.SEALED, Event.ABORT): State.ABORTED,

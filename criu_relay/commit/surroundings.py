@@ -32,12 +32,19 @@ class Surroundings:
     cache: str
     idle: float
 
+    def arrived(self, count: int) -> None:
+        """CRIU wrote so many bytes."""
+        self.counters.add("criu_bytes_in", count)
+
 
 class Waiters:
     """Deferreds that wait for the same thing."""
 
     def __init__(self) -> None:
         self._waiting: list[Deferred[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def wait(self) -> Deferred[None]:
         """One more; may be cancelled."""

@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from criu_relay.errors import NotFound
 from criu_relay.machine import Machine, Table
+from criu_relay.wire.names import plain
 
 PROC = Path("/proc")
 
@@ -57,9 +58,9 @@ def start_time(pid: int) -> int:
 
 
 def command(pid: int) -> str:
-    """The name of a process for people; empty when it is gone."""
+    """The name of a process for people, which it may have given itself (prctl(2)); empty when it is gone."""
     try:
-        return (PROC / str(pid) / "comm").read_text().strip()
+        return plain((PROC / str(pid) / "comm").read_text(errors="replace").strip())
     except OSError:
         return ""
 
@@ -76,6 +77,15 @@ def root_of(pids: list[int]) -> int:
         if _status(pid, "PPid") not in {str(member) for member in members}:
             return pid
     return 0
+
+
+MEMORY = ("RssAnon", "RssShmem", "VmSwap")
+"""Lines of /proc/PID/status whose sum is about what criu writes of a process: file pages stay where they are."""
+
+
+def memory_of(pids: list[int]) -> int:
+    """About how many bytes a dump of these processes has; memory that they share counts once for each."""
+    return sum(int(_status(pid, line).removesuffix(" kB") or 0) << 10 for pid in pids for line in MEMORY)
 
 
 def _processes() -> Iterator[int]:
@@ -174,16 +184,18 @@ class Ending:
     def __init__(self, reactor: IReactorFDSet, clock: IReactorTime, task: Task, ended: Callable[[], None]) -> None:
         self._reactor = reactor
         self._ended: Callable[[], None] | None = ended
-        self._task = task
         self._call: Any = None
+        self._pidfd = GONE
         if task.pidfd == GONE:
             self._call = clock.callLater(0, self.doRead)
         else:
+            # Its own, so that it can be taken from the reactor also after the task was closed.
+            self._pidfd = os.dup(task.pidfd)
             reactor.addReader(self)
 
     def fileno(self) -> int:
         """The pidfd."""
-        return self._task.pidfd
+        return self._pidfd
 
     def logPrefix(self) -> str:
         """For Twisted's log."""
@@ -206,8 +218,10 @@ class Ending:
         if self._call is not None and self._call.active():
             self._call.cancel()
         self._call = None
-        if self._task.pidfd >= 0:
+        if self._pidfd >= 0:
             self._reactor.removeReader(self)
+            os.close(self._pidfd)
+            self._pidfd = CLOSED
 
 
 class State(enum.Enum):

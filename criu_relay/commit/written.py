@@ -18,12 +18,14 @@ class WrittenImage:
     @ivar complete: the last write has ended.
     """
 
-    def __init__(self, snapshot: int, name: str, ended: Callable[[], None]) -> None:
+    def __init__(self, snapshot: int, name: str, ended: Callable[[], None], arrived: Callable[[int], None]) -> None:
+        """@param arrived: called with each number of bytes that CRIU wrote."""
         self.snapshot = snapshot
         self.name = name
         self.size = 0
         self.complete = False
         self._ended = ended
+        self._arrived = arrived
         self._sink: IImageSink
 
     def begin(self, sink: IImageSink, from_start: bool) -> None:
@@ -50,18 +52,18 @@ class WrittenImage:
 
     def written(self, count: int) -> None:
         """See L{IImageSink.written}."""
-        self.size += count
+        self._add(count)
         self._sink.written(count)
 
     def offer(self, fd: int, count: int) -> None:
         """See L{IPassingSink.offer}; only when the outlet's sink provides it."""
         assert IPassingSink.providedBy(self._sink)
-        self.size += count
+        self._add(count)
         self._sink.offer(fd, count)
 
     def write(self, data: Any) -> None:
         """See L{IImageSink}."""
-        self.size += len(data)
+        self._add(len(data))
         self._sink.write(data)
 
     def end(self) -> None:
@@ -74,3 +76,7 @@ class WrittenImage:
         """See L{IImageSink.fail}."""
         self._sink.fail(reason)
         self._ended()
+
+    def _add(self, count: int) -> None:
+        self.size += count
+        self._arrived(count)

@@ -30,9 +30,10 @@ GATHERED = 64 << 10
 SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK, splice(2)
 
 KEEPALIVE_SECONDS = 3
-"""An idle link is probed this often; three probes unanswered are a dead peer within 10 s."""
+"""A link that is idle for so long is probed by the kernel, and again this often: a dead host is found within 10 s."""
 
 KEEPALIVE_PROBES = 2
+"""Unanswered, after the first silence of that length."""
 
 USER_TIMEOUT = 30.0
 """Seconds: a peer whose kernel does not acknowledge sent data for so long is dead, when nobody says another time."""
@@ -72,6 +73,24 @@ class OutFrame:
     header: bytes
     payload: MemfdRange | PipeRange | bytes | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of header and payload."""
+        return len(self.header) + self.payload_size
+
+    @property
+    def payload_size(self) -> int:
+        """In bytes."""
+        match self.payload:
+            case None:
+                return 0
+            case MemfdRange(view=view):
+                return len(view)
+            case PipeRange(count=count):
+                return count
+            case data:
+                return len(data)
+
 
 class FrameSource(Protocol):
     """Where frames to be sent come from."""
@@ -101,6 +120,24 @@ class FrameWriter(Protocol):
 
     def stop(self) -> None:
         """Send nothing more."""
+
+
+def gather(source: FrameSource) -> tuple[bytearray, MemfdRange | PipeRange | None]:
+    """The next frames of a source, at least one unless there is none, for as few system calls as possible.
+
+    @return: headers with the small payloads, and the large payload that comes after them, if any.
+    """
+    head = bytearray()
+    while len(head) < GATHERED:
+        frame = source.next_frame()
+        if frame is None:
+            break
+        head += frame.header
+        payload = frame.payload
+        if isinstance(payload, PipeRange) or (isinstance(payload, MemfdRange) and len(payload.view) > COPIED_PAYLOAD):
+            return head, payload
+        head += payload.view if isinstance(payload, MemfdRange) else payload or b""
+    return head, None
 
 
 @implementer(IPullProducer)
@@ -182,22 +219,7 @@ class SocketFrameWriter:
         return count
 
     def _gather(self) -> bool:
-        head = bytearray()
-        while len(head) < GATHERED and self._payload is None:
-            frame = self._source.next_frame()
-            if frame is None:
-                break
-            head += frame.header
-            payload = frame.payload
-            if isinstance(payload, MemfdRange):
-                if len(payload.view) > COPIED_PAYLOAD:
-                    self._payload = payload
-                else:
-                    head += payload.view
-            elif isinstance(payload, PipeRange):
-                self._payload = payload
-            elif payload is not None:
-                head += payload
+        head, self._payload = gather(self._source)
         self._head = memoryview(head)
         return bool(head)
 

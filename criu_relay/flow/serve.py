@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -13,6 +14,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from criu_relay.errors import Conflict, RelayError
+from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge
 
 PIPE_BYTES_PER_TURN = 1 << 20
 """What one turn of the reactor moves at most."""
@@ -61,9 +63,15 @@ class ImageServer:
         L{RelayError} when the image cannot be read on.
     """
 
-    def __init__(self, reactor: IReactorFDSet, image: Readable, fd: int) -> None:
-        """@param fd: a pipe's write end or a stream socket; duplicated."""
+    def __init__(
+        self, reactor: IReactorFDSet, image: Readable, fd: int, served: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """
+        @param fd: a pipe's write end or a stream socket; duplicated.
+        @param served: called with the bytes of each turn.
+        """
         self._reactor = reactor
+        self._served = served
         self._image = image
         self._fd = os.dup(fd)
         os.set_blocking(self._fd, False)
@@ -76,6 +84,8 @@ class ImageServer:
     def start(self) -> None:
         """Begin; `done` may fire at once."""
         if self._image.size:
+            if self._pipe and self._image.size > DEFAULT_PIPE:
+                enlarge(self._fd)
             self._reactor.addWriter(self)
         else:
             self._finish()
@@ -117,7 +127,7 @@ class ImageServer:
 
     def doWrite(self) -> None:
         """The pipe or socket has room: fill it, at most 1 MiB."""
-        most = PIPE_BYTES_PER_TURN
+        most, before = PIPE_BYTES_PER_TURN, self._written
         try:
             while most > 0 and self.position < self._image.size:
                 stop = self._skips[0][0] if self._skips else self._image.size
@@ -133,6 +143,8 @@ class ImageServer:
         except (OSError, RelayError) as error:
             self.fail(error if isinstance(error, RelayError) else RelayError(f"cannot write an image: {error}"))
             return
+        finally:
+            self._served(self._written - before)
         if self.position == self._image.size:
             self._finish()
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import stat
-import struct
-import termios
 from collections.abc import Callable
 
 from twisted.internet.error import ConnectionDone
@@ -16,21 +12,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from criu_relay.errors import RelayError
+from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge, readable_bytes
 from criu_relay.interfaces import IImageSink, IPassingSink
 
 BYTES_PER_TURN = 1 << 20
 """What one turn of the reactor moves at most."""
-
-DEFAULT_PIPE = 64 << 10
-"""A pipe that was filled to this (pipe(7)) carries a large image: it is worth enlarging."""
-
-LARGE_PIPE = 1 << 20
-"""Three times the throughput of the default; above it even root may be refused (pipe-max-size)."""
-
-
-def readable_bytes(fd: int) -> int:
-    """How many bytes wait in a pipe or socket (FIONREAD, ioctl_tty(2))."""
-    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))[0])
 
 
 @implementer(IPushProducer, IReadDescriptor)
@@ -47,6 +33,7 @@ class DescriptorSource:
         self._sink = sink
         self._finished = finished
         self._enlarged = False
+        self._paused = True
         self._passing: IPassingSink | None = None
         if stat.S_ISFIFO(os.fstat(fd).st_mode) and IPassingSink.providedBy(sink):
             self._passing = sink
@@ -73,11 +60,13 @@ class DescriptorSource:
     def resumeProducing(self) -> None:
         """The image has room (again)."""
         if self.active:
+            self._paused = False
             self._reactor.addReader(self)
 
     def pauseProducing(self) -> None:
         """The image is full: what comes waits in the pipe, and stops its writer there."""
         if self.active:
+            self._paused = True
             self._reactor.removeReader(self)
 
     def stopProducing(self) -> None:
@@ -93,25 +82,39 @@ class DescriptorSource:
         return "image source"
 
     def doRead(self) -> None:
-        """Something can be read: at most 1 MiB of it."""
+        """Something can be read: at most 1 MiB of it, also where it comes in smaller pieces."""
+        left = BYTES_PER_TURN
         try:
             waiting = readable_bytes(self._fd)
-            if waiting >= DEFAULT_PIPE and not self._enlarged:
-                self._enlarge()
-            if self._passing is not None and waiting:
-                self.pauseProducing()
-                self._passing.offer(self._fd, min(waiting, BYTES_PER_TURN))
-                return
-            room = self._sink.reserve(min(max(waiting, 1), BYTES_PER_TURN))
-            if room is None:
-                self.pauseProducing()
-                return
-            count = os.readv(self._fd, [room.view[:BYTES_PER_TURN]])
+            while left > 0:
+                count = self._read(waiting, left)
+                if not count:
+                    return
+                left -= count
+                if self._paused or not self.active:
+                    return
+                waiting = readable_bytes(self._fd)
+                if not waiting:
+                    return
         except BlockingIOError:
             return
         except (OSError, RelayError) as error:
             self.abort(f"cannot read the image: {error}")
-            return
+
+    def _read(self, waiting: int, most: int) -> int:
+        """Read once, what `waiting` says or the end; the bytes read, 0 when this turn is over."""
+        if waiting >= DEFAULT_PIPE and not self._enlarged:
+            self._enlarged = True
+            enlarge(self._fd)
+        if self._passing is not None and waiting:
+            self.pauseProducing()
+            self._passing.offer(self._fd, min(waiting, most))
+            return 0
+        room = self._sink.reserve(min(max(waiting, 1), most))
+        if room is None:
+            self.pauseProducing()
+            return 0
+        count = os.readv(self._fd, [room.view[:most]])
         if count:
             self._sink.written(count)
         else:
@@ -119,6 +122,7 @@ class DescriptorSource:
             self._sink.unregisterProducer()
             self._sink.end()
             self._finished()
+        return count
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor gave the descriptor up: a pipe's hang-up without a byte left comes as this, not as doRead."""
@@ -129,11 +133,6 @@ class DescriptorSource:
             return
         self.resumeProducing()
         self.doRead()
-
-    def _enlarge(self) -> None:
-        self._enlarged = True
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
 
     def _close(self) -> None:
         self._reactor.removeReader(self)

@@ -183,6 +183,18 @@ class _Port(unix.Port):
         tcp.Port.connectionLost(self, reason)
 
 
+def inherited_listener(reactor: Any, descriptor: int, factory: IProtocolFactory) -> IListeningPort:
+    """Accepts on a unix socket that listens already and whose file is somebody else's.
+
+    @param descriptor: of the socket; duplicated.
+    """
+    sock = socket.socket(fileno=os.dup(descriptor))
+    sock.setblocking(False)
+    port: IListeningPort = _Port(sock, factory, reactor)
+    port.startListening()
+    return port
+
+
 @implementer(IListeningPort)
 class UnixListener:
     """Accepts on a unix socket, and removes its file at the end when it is still the one that was bound.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy
 
@@ -12,6 +13,9 @@ from criu_relay.flow.frames import MemfdRange
 from criu_relay.flow.zeros import rows, zero_rows
 from criu_relay.interfaces import IExtent
 from criu_relay.wire import link as wire
+
+if TYPE_CHECKING:
+    from criu_relay.link.sent import Sent
 
 RUNS_PER_LOOK = wire.MAX_PAYLOAD // wire.PAGE + 2
 """Runs that looking at an extent for zeros can add."""
@@ -72,12 +76,14 @@ class Chunk:
     @ivar offset: in the image, of the first byte that is not sent.
     @ivar filled: bytes of the extent that are used.
     @ivar start: where in the extent what is not sent begins.
+    @ivar sent: what is kept of the part that was sent last; the memory goes back with the last one of all.
     """
 
     extent: IExtent
     offset: int
     filled: int = 0
     start: int = 0
+    sent: Sent | None = None
     _runs: deque[Run] = field(default_factory=deque)
     _looked: int = 0
 

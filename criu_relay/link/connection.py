@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from typing import Any, Protocol
 
+from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from criu_relay.errors import LinkLost, ProtocolError, RelayError
-from criu_relay.flow.frames import (
-    USER_TIMEOUT,
-    FrameWriter,
-    OutFrame,
-    SocketFrameReader,
-    SocketFrameWriter,
-    TransportFrameWriter,
-    socket_of,
-    tune,
-)
+from criu_relay.errors import LinkEnded, LinkLost, ProtocolError, RelayError
+from criu_relay.flow.addresses import shown
+from criu_relay.flow.channel import Channel
+from criu_relay.flow.frames import USER_TIMEOUT, OutFrame
 from criu_relay.interfaces import Owner
-from criu_relay.machine import Machine, Table
+from criu_relay.link.credentials import Credentials
+from criu_relay.link.handshake import Handshake
+from criu_relay.link.liveness import SILENT_SECONDS, Liveness
+from criu_relay.link.states import TABLE, Event, State
+from criu_relay.link.transports import Ownership, open_channel
+from criu_relay.machine import Machine
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Frame, Hello
 
 GREETING_SECONDS = 10.0
-"""A peer says hello at once; one that does not holds a connection for no longer than this."""
+"""A peer goes through TLS and says hello at once; one that does not holds a connection for no longer than this."""
 
 FLUSH_SECONDS = 5.0
 """An error or bye frame is worth this long to a peer that does not read."""
@@ -37,38 +35,12 @@ FLUSH_SECONDS = 5.0
 QUEUED_CONTROL_FRAMES = 1 << 16
 """Control frames that wait for a peer that does not read: more is a peer that never will."""
 
+QUEUED_CONTROL_BYTES = 64 << 20
+"""Bytes of those and of what was read back for the peer: a proxy asks for 1 MiB of an image at a time, and a dump reads
+a few images of its parent at once."""
+
 WITHOUT_TLS = "local"
 """The name of every peer without TLS."""
-
-
-class State(enum.Enum):
-    """Where a connection is."""
-
-    GREETING = "greeting"
-    UP = "up"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-class Event(enum.Enum):
-    """What happens to a connection."""
-
-    HELLO = "hello"
-    FAIL = "fail"
-    BYE = "bye"
-    LOST = "lost"
-
-
-TABLE: Table[State, Event] = {
-    (State.GREETING, Event.HELLO): State.UP,
-    (State.GREETING, Event.FAIL): State.CLOSING,
-    (State.GREETING, Event.BYE): State.CLOSING,
-    (State.GREETING, Event.LOST): State.CLOSED,
-    (State.UP, Event.FAIL): State.CLOSING,
-    (State.UP, Event.BYE): State.CLOSING,
-    (State.UP, Event.LOST): State.CLOSED,
-    (State.CLOSING, Event.LOST): State.CLOSED,
-}
 
 
 class LinkEnd(Protocol):
@@ -90,34 +62,12 @@ class LinkEnd(Protocol):
         """A connection that was up is over."""
 
 
-class Ownership:
-    """A connection that is ours: it is closed when the link ends."""
-
-    def lose(self, transport: Any) -> None:
-        """End it in good order."""
-        transport.loseConnection()
-
-    def abort(self, transport: Any) -> None:
-        """End it at once."""
-        transport.abortConnection()
-
-
-class Inherited(Ownership):
-    """A connection that somebody else made (--link-fd): it is left alone, neither shut down nor reset."""
-
-    def lose(self, transport: Any) -> None:
-        """Stop using it."""
-        transport.stopReading()
-        transport.stopWriting()
-
-    abort = lose
-
-
 class LinkConnection(TwistedProtocol):
     """See the module. A thin shell: frames are the codec's, their meaning is the end's.
 
     @ivar peer: who is there, once up.
-    @ivar image_bytes: bytes of images taken since the hello, zeros and all.
+    @ivar session: of the peer's hello.
+    @ivar payload_bytes: payload taken since the hello.
     """
 
     log = Logger()
@@ -131,11 +81,15 @@ class LinkConnection(TwistedProtocol):
         end: LinkEnd,
         owned: Ownership | None = None,
         user_timeout: float = USER_TIMEOUT,
+        credentials: Credentials | None = None,
     ) -> None:
         """
         @param owned: how its transport is ended.
         @param user_timeout: seconds without an acknowledgement of the peer's kernel that end it.
+        @param credentials: for TLS; None: the link is plain.
         """
+        self._credentials = credentials
+        self._handshake: Handshake | None = None
         self._user_timeout = user_timeout
         self._owned = owned or Ownership()
         self._reactor = reactor
@@ -144,17 +98,18 @@ class LinkConnection(TwistedProtocol):
         self._end = end
         self._reader = wire.FrameReader(self)
         self._control: deque[OutFrame] = deque()
-        self._socket_reader: SocketFrameReader | None = None
+        self._queued = 0
+        self._accepted = False
         self._reason: RelayError | None = None
         self._timer: Any = None
-        self.machine: Machine[State, Event] = Machine("link", TABLE, State.GREETING, self._entered)
+        self.machine: Machine[State, Event] = Machine("link", TABLE, State.SECURING, lambda state: None)
         self.peer: Owner | None = None
+        self.session = b""
         self.peer_name = ""
         self.since = 0.0
-        self.image_bytes = 0
-        self.round_trip: float | None = None
-        self._pinged: dict[int, float] = {}
-        self._writer: FrameWriter
+        self.payload_bytes = 0
+        self._liveness = Liveness(clock, self.send, self._silent_for_long)
+        self._channel: Channel
 
     @property
     def up(self) -> bool:
@@ -169,33 +124,48 @@ class LinkConnection(TwistedProtocol):
     @property
     def io(self) -> str:
         """How bytes move, for `status`."""
-        return f"{self._writer.path}, {self._socket_reader.path if self._socket_reader else 'dataReceived'}"
+        return self._channel.path
+
+    @property
+    def waiting(self) -> bool:
+        """It has not come so far that frames are exchanged."""
+        return self.machine.state in (State.SECURING, State.GREETING)
 
     # Twisted's side
 
     def connectionMade(self) -> None:
-        """Choose how bytes move, and say hello."""
+        """Choose how bytes move, make sure of the peer, and say hello."""
         self.since = self._clock.seconds()
-        socket = socket_of(self.transport)
-        if socket is None:
-            self._writer = TransportFrameWriter(self.transport, self)
-        else:
-            tune(socket, self._user_timeout)
-            self._writer = SocketFrameWriter(self.transport, self, self._send_failed)
-            self.transport.pauseProducing()
-            self._socket_reader = SocketFrameReader(self._reactor, socket, self, self._turn_ended, self._read_ended)
-            self._socket_reader.start()
         self._timer = self._clock.callLater(GREETING_SECONDS, self._silent)
-        self.send(Frame(hello=self._hello))
+        self._handshake = self._credentials.handshake() if self._credentials else None
+        self._channel = open_channel(self._reactor, self.transport, self, self._handshake, self._user_timeout)
+        self._channel.start()
 
     def dataReceived(self, data: bytes) -> None:
         """The way for transports without a socket of their own."""
-        self.feed(data)
-        self._turn_ended()
+        self._channel.data_received(data)
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         """It is over, whoever ended it."""
-        self._over(LinkLost(f"the link is lost: {reason.getErrorMessage()}"))
+        if reason.value is not None:
+            self._channel.connection_lost(reason.value)
+        self._lost(reason.getErrorMessage())
+
+    # ChannelUser, which the codec and the end have the rest of
+
+    def secured(self) -> None:
+        """The peer is who it must be, or the link is plain."""
+        self.machine.feed(Event.SECURED)
+        self.send(Frame(hello=self._hello))
+
+    def ended(self, error: BaseException | None) -> None:
+        """The channel is over: the peer ended it, or it broke."""
+        if self._handshake and (self.machine.state is State.SECURING or isinstance(error, SSL.Error)):
+            self.refuse(self._handshake.explain(error))
+            return
+        why = getattr(error, "strerror", None) or (str(error) if error else "the peer closed it")
+        self._lost(why)
+        self._owned.abort(self.transport)
 
     # FrameTarget: received bytes on their way to the codec
 
@@ -205,6 +175,7 @@ class LinkConnection(TwistedProtocol):
 
     def feed(self, data: bytes) -> None:
         """Bytes from a transport."""
+        self._liveness.heard()
         if self.machine.state in (State.GREETING, State.UP):
             try:
                 self._reader.feed(data)
@@ -213,13 +184,15 @@ class LinkConnection(TwistedProtocol):
 
     def received(self, count: int) -> None:
         """Bytes that were received into our buffers."""
+        self._liveness.heard()
         if self.machine.state in (State.GREETING, State.UP):
             try:
                 self._reader.received(count)
             except RelayError as error:
                 self.fail(error)
 
-    def _turn_ended(self) -> None:
+    def turn_ended(self) -> None:
+        """All that came in this turn was handled."""
         if self.up:
             self._end.turn_ended(self)
 
@@ -239,7 +212,7 @@ class LinkConnection(TwistedProtocol):
         elif kind == "ping":
             self.send(Frame(pong={"nonce": frame.ping.nonce}))
         elif kind == "pong":
-            self._answered(frame.pong.nonce)
+            self._liveness.answered(frame.pong.nonce)
         elif kind == "bye":
             self._bye(f"the peer said bye: {frame.bye.reason}")
         elif kind == "error" and not frame.error.HasField("migration"):
@@ -258,35 +231,31 @@ class LinkConnection(TwistedProtocol):
             return
         if payload is not None:
             frame.payload = len(payload)
-        if len(self._control) >= QUEUED_CONTROL_FRAMES:
+        if len(self._control) >= QUEUED_CONTROL_FRAMES or self._queued > QUEUED_CONTROL_BYTES:
             self._over(LinkLost("the peer does not read"))
             self._owned.abort(self.transport)
             return
         self._control.append(OutFrame(wire.encode(frame), payload))
-        self._writer.wake()
+        self._queued += self._control[-1].size
+        self._channel.wake()
 
     def wake(self) -> None:
         """The end has image data to send."""
         if self.up:
-            self._writer.wake()
+            self._channel.wake()
 
     def next_frame(self) -> OutFrame | None:
         """What the writer sends next."""
         if self._control:
-            return self._control.popleft()
+            frame = self._control.popleft()
+            self._queued -= frame.size
+            return frame
         return self._end.next_frame() if self.up else None
 
     def drained(self) -> None:
         """Everything was handed to the kernel (or the transport)."""
         if self.machine.state is State.CLOSING:
             self._clock.callLater(0, self._flushed)
-
-    def ping(self) -> None:
-        """Measure the round trip."""
-        nonce = len(self._pinged) + 1
-        if not self._pinged:
-            self._pinged[nonce] = self._clock.seconds()
-            self.send(Frame(ping={"nonce": nonce}))
 
     def fail(self, error: RelayError) -> None:
         """The peer is at fault, or we cannot go on: say why, then close."""
@@ -302,22 +271,32 @@ class LinkConnection(TwistedProtocol):
         if self.machine.accepts(Event.BYE):
             self.send(Frame(bye={"reason": wire.clip(reason)}))
             self._bye(reason)
+        elif self.machine.state is State.SECURING:
+            self._over(LinkLost(reason))
+            self._owned.lose(self.transport)
+
+    def refuse(self, reason: RelayError) -> None:
+        """This peer gets nothing from us."""
+        if self.open:
+            self.log.error("link to {peer} is refused: {reason}", peer=self.describe(), reason=reason.reason)
+            self._over(reason)
+            self._owned.lose(self.transport)
 
     def status(self) -> dict[str, Any]:
         """For `status`."""
         return {
             "name": self.peer_name,
             "instance": self.peer.instance.hex() if self.peer else "",
-            "address": str(self.transport.getPeer()),
+            "address": shown(self.transport.getPeer()),
             "since_s": self._clock.seconds() - self.since,
-            "bytes": self.image_bytes,
+            "bytes": self.payload_bytes,
             "io": self.io,
-            "round_trip_ms": None if self.round_trip is None else self.round_trip * 1000,
+            "round_trip_ms": None if (trip := self._liveness.round_trip) is None else trip * 1000,
         }
 
     def describe(self) -> str:
         """The peer, for people."""
-        return self.peer_name or str(self.transport.getPeer() if self.transport else "nobody")
+        return self.peer_name or (shown(self.transport.getPeer()) if self.transport else "nobody")
 
     # How it ends
 
@@ -327,74 +306,76 @@ class LinkConnection(TwistedProtocol):
         if hello.role == self._hello.role:
             raise ProtocolError("both ends of the link are of the same kind: connect a proxy to a cache")
         self._cancel_timer()
-        self.peer = Owner(WITHOUT_TLS, hello.instance)
-        self.peer_name = hello.name or hello.instance.hex()[:8]
+        secured = self._handshake.peer if self._handshake else ""
+        self.peer = Owner(secured or WITHOUT_TLS, hello.instance)
+        self.session = hello.session
+        self.peer_name = secured or hello.name or hello.instance.hex()[:8]
         self.machine.feed(Event.HELLO)
         self.log.info("link to {peer} is up ({io})", peer=self.describe(), io=self.io)
-        self._end.link_up(self)
-
-    def _answered(self, nonce: int) -> None:
-        sent = self._pinged.pop(nonce, None)
-        if sent is not None:
-            self.round_trip = self._clock.seconds() - sent
+        self._accepted = True
+        try:
+            self._end.link_up(self)
+        except RelayError:
+            self._accepted = False
+            raise
+        if self.up:
+            self._liveness.start()
 
     def _silent(self) -> None:
         self._timer = None
+        if self.machine.state is State.SECURING:
+            self.refuse(ProtocolError(f"the peer did not finish the TLS handshake in {GREETING_SECONDS:.0f} s"))
         self.fail(ProtocolError(f"the peer did not say hello in {GREETING_SECONDS:.0f} s"))
+
+    def _silent_for_long(self) -> None:
+        self._lost(f"the peer was silent for {SILENT_SECONDS:.0f} s")
+        self._owned.abort(self.transport)
 
     def _bye(self, reason: str) -> None:
         if self.machine.accepts(Event.BYE):
-            self._reason = LinkLost(reason)
+            self._reason = LinkEnded(reason)
             self._close(Event.BYE)
 
     def _close(self, event: Event) -> None:
-        was_up = self.up
+        was_up = self.up and self._accepted
         self._cancel_timer()
         self.machine.feed(event)
         self._timer = self._clock.callLater(FLUSH_SECONDS, self._abort)
-        if self._socket_reader:
-            self._socket_reader.stop()
+        self._channel.stop_reading()
         if was_up:
             assert self._reason is not None
             self._end.link_down(self, self._reason)
-        self._writer.wake()
+        self._channel.wake()
 
     def _flushed(self) -> None:
         if self.machine.state is State.CLOSING:
-            self._writer.stop()
+            self._channel.stop()
             self._owned.lose(self.transport)
 
     def _abort(self) -> None:
         self._timer = None
-        self._writer.stop()
+        self._channel.stop()
         self._owned.abort(self.transport)
 
-    def _send_failed(self, error: OSError) -> None:
-        self._over(LinkLost(f"the link is lost: {error.strerror}"))
-        self._owned.abort(self.transport)
-
-    def _read_ended(self, error: Exception | None) -> None:
-        why = getattr(error, "strerror", None) or (str(error) if error else "the peer closed it")
+    def _lost(self, why: str) -> None:
+        if self.machine.state is State.GREETING:
+            why += "; the peer has not said hello, its log says why"
         self._over(LinkLost(f"the link is lost: {why}"))
-        self._owned.abort(self.transport)
 
     def _over(self, reason: RelayError) -> None:
-        if self.machine.state is State.CLOSED:
+        before = self.machine.state
+        if before is State.CLOSED:
             return
-        was_up = self.up
         self.machine.feed(Event.LOST)
         self._cancel_timer()
-        self._writer.stop()
-        if self._socket_reader:
-            self._socket_reader.stop()
-        if was_up:
+        self._channel.stop()
+        if before in (State.GREETING, State.UP):
             self.log.warn("{reason} (peer {peer})", reason=reason.reason, peer=self.describe())
+        if before is State.UP and self._accepted:
             self._end.link_down(self, reason)
 
     def _cancel_timer(self) -> None:
+        self._liveness.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _entered(self, state: State) -> None:
-        pass

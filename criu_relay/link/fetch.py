@@ -18,8 +18,8 @@ from criu_relay.wire import link_pb2
 class Answer:
     """The payload of one Fetched frame; see L{wire.PayloadSink}."""
 
-    def __init__(self, fired: Deferred[bytes]) -> None:
-        self._fired = fired
+    def __init__(self, complete: Callable[[bytes], None]) -> None:
+        self._complete = complete
         self._data = bytearray(wire.MAX_PAYLOAD)
         self._filled = 0
 
@@ -33,7 +33,7 @@ class Answer:
 
     def done(self) -> None:
         """See L{wire.PayloadSink}."""
-        self._fired.callback(bytes(self._data[: self._filled]))
+        self._complete(bytes(self._data[: self._filled]))
 
 
 class Fetches:
@@ -58,14 +58,19 @@ class Fetches:
 
     def answered(self, frame: link_pb2.Frame) -> wire.PayloadSink | None:
         """A Fetched frame has come; None: nobody waits for it (any more)."""
-        fired = self._waiting.pop(frame.fetched.request, None)
-        if fired is None:
+        request = frame.fetched.request
+        if request not in self._waiting:
             return None
-        answer = Answer(fired)
+        answer = Answer(lambda data: self._answer(request, data))
         if not frame.payload:
             answer.done()
             return None
         return answer
+
+    def _answer(self, request: int, data: bytes) -> None:
+        fired = self._waiting.pop(request, None)
+        if fired is not None:
+            fired.callback(data)
 
     def give_up(self, request: int, reason: RelayError) -> None:
         """This one will not be sent."""
@@ -74,7 +79,7 @@ class Fetches:
             fired.errback(reason)
 
     def lost(self, reason: LinkLost) -> None:
-        """No answer will come."""
+        """No answer will come any more."""
         waiting, self._waiting = self._waiting, {}
         for fired in waiting.values():
             fired.errback(reason)

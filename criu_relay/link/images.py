@@ -14,6 +14,7 @@ from criu_relay.errors import Aborted, Conflict
 from criu_relay.flow.frames import OutFrame, PipeRange
 from criu_relay.interfaces import IImageSink, IPassingSink, Mode, Room
 from criu_relay.link.chunk import Chunk
+from criu_relay.link.sent import Sent
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
 
@@ -50,12 +51,13 @@ class QueuedImage:
         """Something waits to be sent."""
         return bool(self._frames)
 
-    def next_frame(self) -> OutFrame | None:
-        """The next of its frames; None: it needs more credit. Call only when `ready`."""
+    def next_frame(self) -> tuple[OutFrame, Sent] | None:
+        """The next of its frames, and what is kept of it; None: it needs more credit. Call only when `ready`."""
         item = self._frames[0]
         if isinstance(item, link_pb2.Frame):
             self._frames.popleft()
-            return OutFrame(wire.encode(item))
+            frame = OutFrame(wire.encode(item))
+            return frame, Sent(self.migration, frame, asks=item.HasField("fetch"))
         return self.extent(item)
 
     def begin(self, mode: Mode) -> None:
@@ -126,7 +128,10 @@ class QueuedImage:
     def _give_up(self, chunk: Chunk) -> None:
         """The rest of it is not sent."""
         self.migration.credit.sent(chunk.filled - chunk.start)
-        self.migration.window.release(chunk.extent, sent=chunk.start > 0)
+        if chunk.sent is not None and chunk.sent.frame is not None:
+            chunk.sent.chunk = chunk
+        else:
+            self.migration.window.release(chunk)
 
     def reserve(self, size: int) -> Room | None:
         """See L{IImageSink.reserve}."""
@@ -140,8 +145,8 @@ class QueuedImage:
         """See L{IConsumer.write}."""
         raise NotImplementedError
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> OutFrame | None:
-        """The frame of a payload, which waits first, as far as the credit goes; None: not at all."""
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent] | None:
+        """The frame of a payload, which waits first, and what is kept of it; None: there is no credit for any of it."""
         raise NotImplementedError
 
     def digest_now(self) -> bytes | None:
@@ -209,7 +214,7 @@ class OutgoingImage(QueuedImage):
             self.written(count)
             rest = rest[count:]
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> OutFrame | None:
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent] | None:
         """See L{QueuedImage.extent}."""
         assert isinstance(item, Chunk)
         credit = self.migration.credit
@@ -221,9 +226,10 @@ class OutgoingImage(QueuedImage):
         if part.last:
             self._frames.popleft()
         credit.spend(part.cost)
-        self.migration.window.scheduled(part)
         credit.sent(part.payload)
-        return OutFrame(self.header(part.offset, part.payload, part.told), part.range)
+        frame = OutFrame(self.header(part.offset, part.payload, part.told), part.range)
+        item.sent = Sent(self.migration, frame, part.payload, item if part.last else None)
+        return frame, item.sent
 
     def digest_now(self) -> bytes | None:
         """See L{QueuedImage.digest_now}."""
@@ -232,7 +238,7 @@ class OutgoingImage(QueuedImage):
     def release_room(self) -> None:
         """See L{QueuedImage.release_room}."""
         if self._room is not None and not (self._room.filled or self._room.length):
-            self.migration.window.release(self._room.extent)
+            self.migration.window.release(self._room)
         self._room = None
 
 
@@ -277,7 +283,7 @@ class PassedImage(QueuedImage):
         for start in range(0, len(data), wire.MAX_PAYLOAD):
             self.queue(bytes(data[start : start + wire.MAX_PAYLOAD]))
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> OutFrame | None:
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent] | None:
         """See L{QueuedImage.extent}."""
         assert not isinstance(item, Chunk)
         whole = item.count if isinstance(item, PipeRange) else len(item)
@@ -289,7 +295,6 @@ class PassedImage(QueuedImage):
         header = self.header(self._sent, count)
         credit.spend(wire.extent_cost(self._sent, count))
         self._sent += count
-        self.migration.window.passed(count)
         if isinstance(item, PipeRange):
             if count == whole:
                 self._frames.popleft()
@@ -297,13 +302,13 @@ class PassedImage(QueuedImage):
             else:
                 item.count -= count
                 self._passing = PipeRange(item.fd, count, lambda: None)
-            return OutFrame(header, self._passing)
+            return OutFrame(header, self._passing), Sent(self.migration, None, count)
         self._frames.popleft()
         if count < whole:
             self._frames.appendleft(item[count:])
         elif not self._frames:
             self._taken()
-        return OutFrame(header, item[:count])
+        return OutFrame(header, item[:count]), Sent(self.migration, None, count)
 
     def digest_now(self) -> bytes | None:
         """See L{QueuedImage.digest_now}."""

@@ -25,6 +25,8 @@ class OutgoingMigration:
     """One migration at the sending end; see L{IOutgoing}.
 
     @ivar id: its 16 bytes.
+    @ivar namespace: its name; "" when it is not known any more.
+    @ivar told: the cache has been sent something of it.
     @ivar credit: what it may send.
     @ivar closed: the closing header is on its way.
     @ivar held: the cache has verified all of it.
@@ -33,10 +35,11 @@ class OutgoingMigration:
     def __init__(
         self,
         migration: bytes,
+        namespace: str,
         window: Window,
         fetches: Fetches,
         ready: Callable[[QueuedImage], None],
-        control: Callable[[link_pb2.Frame], None],
+        control: Callable[[OutgoingMigration, link_pb2.Frame], None],
         deliver: Callable[[bytes, bool, str], Deferred[str]],
         lost: Callable[[RelayError], None],
     ) -> None:
@@ -46,7 +49,9 @@ class OutgoingMigration:
         @param lost: the migration cannot go on.
         """
         self.id = migration
+        self.namespace = namespace
         self.window = window
+        self.told = False
         self.held = False
         self.closed = False
         self.dead: RelayError | None = None
@@ -72,7 +77,7 @@ class OutgoingMigration:
     def snapshot(self, index: int, label: str) -> None:
         """See L{IOutgoing.snapshot}."""
         self.check()
-        self._control(link_pb2.Frame(snapshot=link_pb2.Snapshot(migration=self.id, index=index, label=label)))
+        self._control(self, link_pb2.Frame(snapshot=link_pb2.Snapshot(migration=self.id, index=index, label=label)))
 
     def open_image(self, snapshot: int, name: str, mode: Mode) -> IImageSink:
         """See L{IOutgoing.open_image}."""
@@ -126,8 +131,11 @@ class OutgoingMigration:
 
     # The link's side
 
-    def held_by_cache(self, count: int) -> None:
-        """The cache verified everything."""
+    def held_by_cache(self, namespace: str, count: int) -> None:
+        """The cache verified everything; under which name it would serve it is for us to verify."""
+        if self.namespace not in ("", namespace):
+            self.fail(Aborted(f"the cache holds {self.namespace} as {namespace}: the link changed what was sent"))
+            return
         self.held = True
         if self._sealing is not None:
             sealing, self._sealing = self._sealing, None
@@ -150,7 +158,7 @@ class OutgoingMigration:
             self._lost(error)
 
     def link_lost(self, reason: LinkLost) -> None:
-        """The link is gone: what is held stays there, everything else is lost with it."""
+        """The link is gone for good: what is held stays there, everything else is lost with it."""
         if not self.held:
             self.fail(reason)
 
@@ -172,4 +180,4 @@ class OutgoingMigration:
             self.closed = True
             frames, self._closing = self._closing, []
             for frame in frames:
-                self._control(frame)
+                self._control(self, frame)

@@ -16,19 +16,25 @@ from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
-from criu_relay.errors import Invalid
-from criu_relay.link.connection import Inherited, LinkConnection, Ownership
+from criu_relay.errors import Conflict, Invalid
+from criu_relay.link.connection import LinkConnection
+from criu_relay.link.transports import Inherited, Ownership
 
-FIRST_RETRY = 0.2
-"""Seconds: a cache that is being started is there soon."""
+FIRST_RETRY = 0.05
+"""Seconds: a link that was reset can be made again at once, and a cache that is being started is there soon."""
 
 LAST_RETRY = 5.0
 """Seconds: a proxy finds a cache that comes back within this."""
 
 RETRY_FACTOR = 1.5
 
-JITTER = 0.1
+JITTER = 0.05
 """Seconds: many proxies do not come back in the same moment."""
+
+GREETINGS = 64
+"""Connections that have not said hello yet, at a time: a peer in good order is among them for some milliseconds, and a
+half-open one costs a descriptor and OpenSSL's buffers. When there are more the oldest is closed, so that whoever holds
+many of them open keeps nobody out."""
 
 Made = Callable[[Ownership], LinkConnection]
 
@@ -36,7 +42,7 @@ Made = Callable[[Ownership], LinkConnection]
 class LinkFactory(Factory):
     """Makes the connection's protocol.
 
-    @ivar connections: those that are open.
+    @ivar connections: those that are open, the oldest first.
     """
 
     noisy = False
@@ -44,13 +50,16 @@ class LinkFactory(Factory):
     def __init__(self, made: Made, owned: Ownership) -> None:
         self._made = made
         self._owned = owned
-        self.connections: set[LinkConnection] = set()
+        self.connections: list[LinkConnection] = []
 
     def buildProtocol(self, addr: IAddress | None) -> LinkConnection:
         """A protocol for one connection."""
-        self.connections = {connection for connection in self.connections if connection.open}
+        self.connections = [connection for connection in self.connections if connection.open]
+        waiting = [connection for connection in self.connections if connection.waiting]
+        if len(waiting) >= GREETINGS:
+            waiting[0].refuse(Conflict(f"{GREETINGS} connections after it have not said hello either"))
         connection = self._made(self._owned)
-        self.connections.add(connection)
+        self.connections.append(connection)
         return connection
 
     def bye(self) -> None:

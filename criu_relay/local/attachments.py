@@ -22,6 +22,10 @@ from criu_relay.local.stream_capture import StreamCapture
 from criu_relay.local.stream_serve import StreamServe
 from criu_relay.wire.names import check_name
 
+ATTACHMENTS = 512
+"""Directories with a socket of ours at once: half of the usual limit of 1024 descriptors per process; the rest is for
+clients and their pipes."""
+
 
 @dataclass(frozen=True)
 class Attachment:
@@ -141,6 +145,8 @@ class Attachments:
         name = _namespace_of(path) if namespace is None else check_name(namespace, "namespace")
         if (path, dialect) in self._attached:
             raise Conflict(f"{path} is attached already ({dialect})", hint=f"criu-relay detach {path}")
+        if len(self) >= ATTACHMENTS:
+            raise Conflict(f"{ATTACHMENTS} directories are attached already", hint="criu-relay detach some")
         chosen = self._dialects[dialect]
         socket = os.path.join(path, chosen.socket)
         door = Door(self._extra_uids)

@@ -76,9 +76,11 @@ class Credits:
         return [migration for migration, credit in self._open.items() if credit.left < LEAST]
 
     def begin(self, migration: bytes) -> None:
-        """It sends within credit from now on; what it had is void (its link was made again)."""
-        self._return(self._open.get(migration, Credit()))
-        self._open[migration] = Credit()
+        """It sends within credit from now on; when it does already (its link was made again) it is told what it has."""
+        known = self._open.get(migration)
+        if known is not None:
+            self.granted(migration, known.granted)
+        self._open.setdefault(migration, Credit())
         self.share()
 
     def end(self, migration: bytes) -> None:

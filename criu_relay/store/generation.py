@@ -11,12 +11,7 @@ from criu_relay.interfaces import Mode, Owner
 from criu_relay.machine import Machine, Table
 from criu_relay.store.image import Image
 from criu_relay.store.table import Kind
-
-IMAGES_PER_GENERATION = 1 << 16
-"""A tree of 1,000 processes has about 10,000 images; this bounds what one peer can make us hold in lists."""
-
-SNAPSHOTS_PER_GENERATION = 1024
-"""More pre-dumps than anybody iterates."""
+from criu_relay.wire.link import MAX_IMAGES, MAX_SNAPSHOTS
 
 
 class State(enum.Enum):
@@ -96,6 +91,7 @@ class Generation:
         self.restorer: object = None
         self.reason = ""
         self.held_bytes: int | None = None
+        self.held_at: float | None = None
         self.snapshots: list[Snapshot] = []
         self._images: dict[int, Image] = {}
         self._new_image = new_image
@@ -137,7 +133,7 @@ class Generation:
         @raise ProtocolError: it is not the next one.
         """
         self._writable()
-        if index != len(self.snapshots) + 1 or index > SNAPSHOTS_PER_GENERATION:
+        if index != len(self.snapshots) + 1 or index > MAX_SNAPSHOTS:
             raise ProtocolError(f"snapshot {index} of {self.namespace} follows {len(self.snapshots)}")
         self.snapshots.append(Snapshot(index, label))
 
@@ -157,8 +153,8 @@ class Generation:
             raise ProtocolError(f"image number {number} of {self.namespace} is used twice")
         if not 1 <= snapshot <= len(self.snapshots):
             raise ProtocolError(f"image {name} of {self.namespace} is for snapshot {snapshot}, which was not declared")
-        if len(self._images) >= IMAGES_PER_GENERATION:
-            raise ProtocolError(f"{self.namespace} has more than {IMAGES_PER_GENERATION} images")
+        if len(self._images) >= MAX_IMAGES:
+            raise ProtocolError(f"{self.namespace} has more than {MAX_IMAGES} images")
         images = self.snapshots[snapshot - 1].images
         if name in images:
             old = images[name]

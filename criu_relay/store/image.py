@@ -62,6 +62,7 @@ class Image:
     @ivar digest: xxh3-128 of all bytes, once complete and when the source gave one.
     @ivar readers: who has it open; its pages stay until they are done.
     @ivar dropped: nobody may open it any more.
+    @ivar pool: the memory of all images.
     @ivar spill: where its SPILLED pages are.
     """
 
@@ -76,7 +77,7 @@ class Image:
         self.dropped = False
         self.spill: Spill | None = None
         self.table = PageTable()
-        self.memory = memory
+        self.pool = memory
         self._arena = memory.arena
         self.index = index
         self._hash: Any = xxhash.xxh3_128()
@@ -123,7 +124,7 @@ class Image:
         if begun:
             self._note(begun)
             self.table.hold(self._next, begun)
-            self.memory.pages.own(self._next, begun)
+            self.pool.pages.own(self._next, begun)
             self._next += begun
             self._ahead -= begun
         self.size += count
@@ -154,6 +155,11 @@ class Image:
         self.digest = digest
         self.complete = True
 
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that it takes, or shares."""
+        return self.table.pages[Kind.HELD] * PAGE
+
     def own_digest(self) -> bytes:
         """xxh3-128 of the bytes so far."""
         return bytes(self._hash.digest())
@@ -172,7 +178,7 @@ class Image:
     def _obtained(self, count: int) -> bool:
         lack = count - self._promised
         if lack > 0:
-            if not self.memory.reclaimer.obtain(lack):
+            if not self.pool.reclaimer.obtain(lack):
                 return False
             self._promised += lack
         return True
@@ -203,7 +209,7 @@ class Image:
         self._arena.put(self._next, self._ahead, False)
         self._arena.unreserve(self._promised)
         self._ahead = self._promised = 0
-        self.memory.reclaimer.freed()
+        self.pool.reclaimer.freed()
 
     # Pages that need no memory of their own
 
@@ -211,7 +217,7 @@ class Image:
         """Look at the pages that were completed since: what was written to them lies together, before the room."""
         start, stop = self._inspected, self.size // PAGE
         self._inspected = stop
-        if self.memory.dedup is Dedup.OFF or start == stop:
+        if self.pool.dedup is Dedup.OFF or start == stop:
             return
         self._room = memoryview(b"")
         entries = self.table.slice(start, stop)
@@ -223,11 +229,11 @@ class Image:
         if kept == len(held):
             return
         self.table.replace(start, entries)
-        self.memory.pages.disown(first + kept, self._next - first - kept)
+        self.pool.pages.disown(first + kept, self._next - first - kept)
         if self.size % PAGE:
             self._arena.view(first + kept, 1)[:] = self._arena.view(first + len(held), 1)
             self.table.replace(stop, numpy.array([entry(Kind.HELD, first + kept)], numpy.uint64))
-            self.memory.pages.own(first + kept, 1)
+            self.pool.pages.own(first + kept, 1)
         self._next -= len(held) - kept
         self._ahead += len(held) - kept
 
@@ -237,7 +243,7 @@ class Image:
         empty = zero_rows(words)
         entries[held[empty]] = entry(Kind.ZERO)
         rest = numpy.flatnonzero(~empty)
-        if self.memory.dedup is not Dedup.PAGES:
+        if self.pool.dedup is not Dedup.PAGES:
             if len(rest) < len(held):
                 words[: len(rest)] = words[rest]
                 entries[held[rest]] = numpy.arange(first, first + len(rest), dtype=numpy.uint64)
@@ -248,7 +254,7 @@ class Image:
             key = content_key(page)
             number = self.index.find(key, page)
             if number is not None:
-                self.memory.pages.share(number)
+                self.pool.pages.share(number)
             else:
                 number = first + kept
                 if row != kept:
@@ -277,14 +283,14 @@ class Image:
         elif kind is Kind.SPILLED and self.spill is not None:
             fd, start, view = self.spill.fd, number * PAGE, None
         else:
-            fd, start, view = self.memory.zeros.fd, 0, self.memory.zeros.view[: count * PAGE]
+            fd, start, view = self.pool.zeros.fd, 0, self.pool.zeros.view[: count * PAGE]
         length = min(count * PAGE - skip, self.size - offset)
         return Piece(fd, start + skip, length, None if view is None else view[skip : skip + length])
 
     def passed(self, offset: int, count: int) -> None:
         """A pipe or socket refers to these bytes now."""
         entries = self.table.slice(offset // PAGE, pages_of(offset + count))
-        self.memory.pages.passed(numbers(entries, Kind.HELD))
+        self.pool.pages.passed(numbers(entries, Kind.HELD))
 
     def opened(self, reader: Reader) -> None:
         """One more reader."""
@@ -305,7 +311,7 @@ class Image:
         if self.dropped:
             return 0
         self.dropped = True
-        freed = self.table.pages[Kind.HELD] * PAGE
+        freed = self.memory
         self._give_back()
         return freed
 
@@ -336,7 +342,7 @@ class Image:
         if self.spill is not None:
             self.spill.punch(numbers(entries, Kind.SPILLED))
         self.table.replace(start, numpy.full(stop - start, entry(kind), numpy.uint64))
-        self.memory.reclaimer.reclaim(free, self.index)
+        self.pool.reclaimer.reclaim(free, self.index)
         return len(free) * PAGE
 
     def spilled(self, spill: Spill, start: int, entries: numpy.ndarray, freed: numpy.ndarray) -> None:
@@ -346,7 +352,7 @@ class Image:
         """
         self.spill = spill
         self.table.replace(start, entries)
-        self.memory.reclaimer.reclaim(freed, self.index)
+        self.pool.reclaimer.reclaim(freed, self.index)
 
     def reset(self, reason: str) -> int:
         """The same as L{drop}, and whoever reads it is reset."""
@@ -360,7 +366,7 @@ class Image:
 
     def _give_back(self) -> None:
         if self.dropped and not self.readers:
-            self.memory.reclaimer.reclaim(numbers(self.table.slice(0, len(self.table)), Kind.HELD), self.index)
+            self.pool.reclaimer.reclaim(numbers(self.table.slice(0, len(self.table)), Kind.HELD), self.index)
             self._arena.forget(ENTRY * len(self.table))
             self._return_room()
             if self.spill is not None:

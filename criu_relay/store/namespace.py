@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
@@ -20,7 +21,8 @@ RELEASED_FROM = 64 << 10
 """With --release: a smaller image stays until the restore is confirmed. It costs little, and may be opened again."""
 
 WAITING_OPENERS = 4096
-"""Per namespace: a restore has at most one open waiting; the rest is somebody's mistake."""
+"""Opens of one namespace that wait: a restore has at most one. When there are more the oldest is told that there is no
+such image."""
 
 
 @dataclass(eq=False)
@@ -42,14 +44,20 @@ class Namespace:
     """See the module.
 
     @ivar generations: oldest first; the last few.
-    @ivar kept: a socket is bound for it.
     """
 
     def __init__(
-        self, name: str, reactor: IReactorFDSet, clock: IReactorTime, patience: float, release: bool = False
+        self,
+        name: str,
+        reactor: IReactorFDSet,
+        clock: IReactorTime,
+        patience: float,
+        served: Callable[[int], None] = lambda count: None,
+        release: bool = False,
     ) -> None:
         """
         @param patience: seconds that an open may wait with nothing happening.
+        @param served: called with each number of bytes that a restore was given.
         @param release: give bytes back as a restore reads them.
         """
         self.name = name
@@ -57,7 +65,7 @@ class Namespace:
         self.generations: list[Generation] = []
         self.waiters: list[Waiter] = []
         self.began = 0
-        self.kept = False
+        self.served = served
         self._reactor = reactor
         self._clock = clock
         self._patience = patience
@@ -66,7 +74,7 @@ class Namespace:
     def forgettable(self) -> bool:
         """Nobody waits for it, nothing of it is here, and nothing is on its way."""
         busy = any(not old.decided or old.state is State.COMMITTED for old in self.generations)
-        return not (busy or self.kept or self.waiters)
+        return not (busy or self.waiters)
 
     @property
     def newest(self) -> Generation | None:
@@ -181,7 +189,8 @@ class Restore:
         image = generation.find(snapshot, name) if generation else None
         if image is None or image.dropped:
             return None
-        return OpenedImage(self._reactor, image, self._namespace.release and image.size >= RELEASED_FROM)
+        release = self._namespace.release and image.size >= RELEASED_FROM
+        return OpenedImage(self._reactor, image, self._namespace.served, release)
 
     def open(self, snapshot: str | None, name: str) -> Deferred[IOpenedImage | None]:
         """See L{IRestore.open}."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred, execute, fail
 from twisted.internet.interfaces import IReactorFDSet
 from zope.interface import implementer
@@ -20,9 +22,19 @@ from criu_relay.store.table import Kind, pages_of
 class OpenedImage:
     """See L{IOpenedImage}: keeps the image's memory until closed and no server of it is left."""
 
-    def __init__(self, reactor: IReactorFDSet, image: Image, release: bool = False) -> None:
-        """@param release: what was served is given back at once."""
+    def __init__(
+        self,
+        reactor: IReactorFDSet,
+        image: Image,
+        served: Callable[[int], None] = lambda count: None,
+        release: bool = False,
+    ) -> None:
+        """
+        @param served: see L{ImageServer}.
+        @param release: what was served is given back at once.
+        """
         self._reactor = reactor
+        self._served = served
         self._image = image
         self._release = release
         self._released = 0  # pages
@@ -39,7 +51,7 @@ class OpenedImage:
         if self._gone:
             return fail(Conflict(self._gone))
         try:
-            server = ImageServer(self._reactor, self, fd)
+            server = ImageServer(self._reactor, self, fd, self._served)
         except OSError as error:
             return fail(RelayError(f"cannot serve an image: {error}"))
         self._server = server
@@ -90,7 +102,7 @@ class OpenedImage:
 
     def moved(self, position: int) -> None:
         """Nothing before it is read any more."""
-        self._image.memory.stirred = True
+        self._image.pool.stirred = True
         if self._release:
             stop = pages_of(position) if position == self.size else position // PAGE
             if stop > self._released:

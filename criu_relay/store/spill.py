@@ -38,8 +38,8 @@ class SpillFile:
         numbers = entries[held].astype(numpy.int64)
         at = self._pages
         for run in runs(numbers):
-            for first, count in image.memory.arena.parts(*run):
-                self._write(*image.memory.arena.locate(first), at * PAGE, count * PAGE)
+            for first, count in image.pool.arena.parts(*run):
+                self._write(*image.pool.arena.locate(first), at * PAGE, count * PAGE)
                 at += count
         entries[held] = entry(Kind.SPILLED, self._pages) + numpy.arange(len(held), dtype=numpy.uint64)
         self._pages = at

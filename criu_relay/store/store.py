@@ -9,8 +9,8 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from criu_relay.errors import Conflict, Forbidden, NotFound, ProtocolError
-from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
+from criu_relay.errors import Cause, Conflict, Forbidden, NotFound, ProtocolError
+from criu_relay.interfaces import ABORTED, Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.store.arena import Arena
 from criu_relay.store.credit import Credits
 from criu_relay.store.figures import Accounts
@@ -27,8 +27,11 @@ from criu_relay.store.table import Kind
 TTL_LOOK_SECONDS = 1.0
 """A namespace that is being read when its time is over is looked at again after this."""
 
-NAMESPACES = 1 << 16
-"""Names that a cache knows at once: bounds what peers and clients can make it remember."""
+TODO = "nothing to do here; the log of its proxy says more"
+
+NAMESPACES = 4096
+"""Names that a cache knows at once: each keeps its history, and `status` lists them. When there are more the first one
+is forgotten of which nothing is attached, here, on its way or waited for."""
 
 
 @implementer(IIntake)
@@ -38,6 +41,8 @@ class Store:
     @ivar namespaces: by name.
     @ivar credits: what open namespaces may send.
     @ivar rejected: called with a migration that was given up here, and why.
+    @ivar attached: whether a socket is bound for a namespace.
+    @ivar accepting: new generations may begin.
     """
 
     log = Logger()
@@ -58,9 +63,11 @@ class Store:
         self.policy = policy
         self.counters = counters
         self.rejected: Callable[[bytes, str], None] = lambda migration, reason: None
+        self.attached: Callable[[str], bool] = lambda name: False
         self._reactor = reactor
         self._clock = clock
         self._patience = patience
+        self.accepting = True
         self.credits = Credits(clock, self.memory)
         self.credits.given_up = self._give_up
         self._spiller = Spiller(clock, self.memory, policy.spill, self._cold, lambda: bool(self.credits.waiting))
@@ -79,7 +86,14 @@ class Store:
                 self._forget_one()
             if len(self.namespaces) >= NAMESPACES:
                 raise Conflict(f"the cache knows {NAMESPACES} namespaces already", hint="discard some")
-            self.namespaces[name] = Namespace(name, self._reactor, self._clock, self._patience, self.policy.release)
+            self.namespaces[name] = Namespace(
+                name,
+                self._reactor,
+                self._clock,
+                self._patience,
+                lambda count: self.counters.add("criu_bytes_out", count),
+                self.policy.release,
+            )
         return self.namespaces[name]
 
     def known(self, name: str) -> Generation:
@@ -108,6 +122,8 @@ class Store:
                 raise Forbidden(
                     f"namespace {namespace} belongs to {other.owner.peer}, not to {owner.peer}", hint="use another name"
                 )
+        if not self.accepting:
+            raise Conflict("criu-relay-cache is being stopped", hint="start it again, then dump again")
         home.began += 1
         generation = Generation(
             namespace, home.began, owner, migration, copy, source, self._clock.seconds(),
@@ -127,8 +143,9 @@ class Store:
 
     def credit(self, owner: Owner, migration: bytes) -> None:
         """See L{IIntake.credit}."""
-        self._of(owner, migration)
-        self.credits.begin(migration)
+        generation = self._generations.get(migration)
+        if generation is not None and generation.owner == owner and generation.state is State.OPEN:
+            self.credits.begin(migration)
 
     def writing(self, owner: Owner, migration: bytes, image: int, offset: int, cost: int = 0) -> IGrowing:
         """See L{IIntake.writing}."""
@@ -154,6 +171,7 @@ class Store:
         generation = self._of(owner, migration)
         generation.source = source or generation.source
         generation.seal(images)
+        generation.held_at = self._clock.seconds()
         self.credits.end(migration)
         self._superseder.sealed(generation)
         self.log.info("namespace {name} is held: {bytes} bytes", name=generation.namespace, bytes=generation.total)
@@ -195,21 +213,32 @@ class Store:
             if generation.state is State.HELD and generation.owner == owner
         ]
 
-    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str) -> None:
+    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> int:
         """See L{IIntake.link_lost}."""
-        for migration in migrations:
-            generation = self._generations.get(migration)
-            if generation is not None and generation.owner == owner and generation.state is State.OPEN:
-                self.settle(generation, False, reason)
+        lost = [
+            generation
+            for migration in migrations
+            if (generation := self._generations.get(migration)) is not None
+            and generation.owner == owner
+            and generation.state is State.OPEN
+        ]
+        for generation in lost:
+            self.settle(generation, False, reason, cause)
+        return len(lost)
 
     # Decisions
 
-    def settle(self, generation: Generation, commit: bool, reason: str = "") -> None:
+    def settle(self, generation: Generation, commit: bool, reason: str = "", cause: Cause = Cause.PEER) -> None:
         """Commit or abort a generation.
 
+        @param cause: what an abort is counted under.
         @raise Conflict: it does not fit its state.
         """
         generation.feed(Event.COMMIT if commit else Event.ABORT, reason)
+        if not commit:
+            self.counters.aborted(generation.namespace, cause, reason)
+        elif generation.held_at is not None:
+            self.counters.took("commit", self._clock.seconds() - generation.held_at)
 
     def restored(self, name: str) -> Generation:
         """The restored process runs: its generation cannot be restored again, unless everything is retained.
@@ -233,7 +262,7 @@ class Store:
             freed += sum(image.size for image in generation.images())
             generation.reset_readers(f"namespace {name} was discarded")
             if not generation.decided:
-                self.settle(generation, False, "discarded at the cache")
+                self.settle(generation, False, "discarded at the cache", Cause.PERSON)
                 self.rejected(generation.migration, generation.reason)
             elif generation.state is not State.ABORTED and generation.state is not State.DISCARDED:
                 generation.feed(Event.DISCARD, "discarded")
@@ -252,15 +281,13 @@ class Store:
             return found.reset(reason)
         return found.discard(offset, found.size - offset if length is None else length, Kind.DISCARDED, reason)
 
-    def keep(self, name: str) -> Namespace:
-        """The namespace of that name, which a socket is bound for: it is not forgotten."""
-        namespace = self.namespace(name)
-        namespace.kept = True
-        return namespace
+    def under_way(self) -> list[str]:
+        """The namespaces that are being sent here, or read by restores."""
+        return [name for name, namespace in self.namespaces.items() if any(map(_busy, namespace.generations))]
 
     def _forget_one(self) -> None:
         for name, namespace in self.namespaces.items():
-            if namespace.forgettable:
+            if namespace.forgettable and not self.attached(name):
                 del self.namespaces[name]
                 for generation in namespace.generations:
                     self._generations.pop(generation.migration, None)
@@ -315,9 +342,13 @@ class Store:
         home = self.namespaces[generation.namespace]
         state = generation.state
         self.counters.add(f"namespaces_{state.value}")
-        self.log.info(
-            "namespace {name}: {state} {reason}", name=generation.namespace, state=state.value, reason=generation.reason
-        )
+        if state is State.ABORTED:
+            self.log.error(
+                ABORTED, name=home.name, migration=generation.migration.hex(), bytes=generation.total,
+                why=generation.reason, who=generation.source or f"the proxy {generation.owner.peer}", todo=TODO,
+            )  # fmt: skip
+        else:
+            self.log.info("namespace {name}: {state} {why}", name=home.name, state=state.value, why=generation.reason)
         self.credits.end(generation.migration)
         if state is State.COMMITTED:
             generation.asked_at = self._clock.seconds()
@@ -335,3 +366,7 @@ class Store:
         for old in [old for old in home.generations if old.state is State.COMMITTED and old is not generation]:
             replaced = old if old.number < generation.number else generation
             replaced.feed(Event.DISCARD, "replaced by a newer generation")
+
+
+def _busy(generation: Generation) -> bool:
+    return generation.state is State.OPEN or any(image.readers for image in generation.images())

@@ -15,13 +15,23 @@ MAX_MESSAGE = 16 * 1024
 """Bytes in a message: the largest one there is has two strings, a 255 byte name and a 4096 byte path."""
 
 
+TLS_TYPES = range(20, 24)
+"""The first byte of a TLS record (RFC 8446, 5.1)."""
+
+TLS_MAJOR = 3
+"""The second byte, in all versions."""
+
+
 def checked_length(length: int, limit: int, what: str) -> int:
     """Check a length prefix before anything is allocated for it.
 
     @raise ProtocolError: it is larger than C{limit}.
     """
     if length > limit:
-        raise ProtocolError(f"{what}: {length} bytes are announced, {limit} are possible")
+        reason = f"{what}: {length} bytes are announced, {limit} are possible"
+        if length & 0xFF in TLS_TYPES and length >> 8 & 0xFF == TLS_MAJOR:
+            reason += "; it looks like TLS, which both sides must be given, or neither"
+        raise ProtocolError(reason)
     return length
 
 

@@ -12,16 +12,19 @@ from criu_relay.errors import Invalid, ProtocolError
 from criu_relay.wire import link_pb2
 from criu_relay.wire.framing import LENGTH
 from criu_relay.wire.messages import parse
-from criu_relay.wire.names import check_label, check_name, from_peer
+from criu_relay.wire.names import check_label, check_name, from_peer, plain
 from criu_relay.wire.payload import PayloadReader, PayloadSink
 
 __all__ = [
     "ENTRY",
     "MAX_HEADER",
+    "MAX_IMAGES",
+    "MAX_MIGRATIONS",
     "MAX_PAYLOAD",
     "MAX_RANGE",
     "MAX_RUNS",
     "MAX_SIZE",
+    "MAX_SNAPSHOTS",
     "MAX_TEXT",
     "PAGE",
     "VERSION",
@@ -33,6 +36,7 @@ __all__ = [
     "extent_cost",
     "pack_runs",
     "runs_of",
+    "without",
 ]
 
 VERSION = 1
@@ -65,6 +69,15 @@ MAX_TEXT = 4096
 
 MAX_SIZE = (1 << 63) - 1
 """Bytes in an image: off_t has no more."""
+
+MAX_MIGRATIONS = 4096
+"""Migrations of one proxy that are not decided: what a peer can make a cache remember."""
+
+MAX_SNAPSHOTS = 1024
+"""Snapshots of one migration: CRIU keeps a chain of pre-dumps short, as every one of them is read at the restore."""
+
+MAX_IMAGES = 1 << 16
+"""Images of one migration: CRIU writes some ten for each task, and a tree has at most some thousand tasks."""
 
 ID_SIZE = 16
 """Bytes in the id of a migration and of an instance: 128 random bits."""
@@ -122,10 +135,14 @@ def _counted_from_1(number: int, field: str) -> None:
 
 
 def _text(message: Any, path: str, *fields: str) -> None:
+    """Bound texts for people, and leave nothing in them that a terminal or a log would obey."""
     for field in fields:
-        size = len(getattr(message, field).encode())
+        text = getattr(message, field)
+        size = len(text.encode())
         if size > MAX_TEXT:
             raise _wrong(f"{path}.{field}", f"has {size} bytes, more than {MAX_TEXT}")
+        if not text.isprintable():
+            setattr(message, field, plain(text))
 
 
 def _source(message: Any, path: str) -> None:
@@ -140,6 +157,8 @@ def _digest(message: Any, path: str) -> None:
 
 def _hello(body: link_pb2.Hello, payload: int) -> None:
     _exactly(body.instance, ID_SIZE, "hello.instance")
+    if body.HasField("session"):
+        _exactly(body.session, ID_SIZE, "hello.session")
     _text(body, "hello", "name", "software")
 
 
@@ -176,6 +195,21 @@ def pack_runs(runs: Sequence[int]) -> bytes | None:
 def runs_of(body: link_pb2.Extent) -> tuple[int, ...]:
     """Bytes of payload, of zeros, of payload... of an extent; empty: no zeros."""
     return struct.unpack(f"<{len(body.runs) // RUN_SIZE}I", body.runs)
+
+
+def without(body: link_pb2.Extent, skip: int) -> tuple[int, tuple[int, ...]]:
+    """Where an extent goes on behind its first `skip` bytes of payload, and its runs from there; empty: no zeros.
+
+    Zeros belong to the payload that follows them.
+    """
+    runs, at = list(runs_of(body)), body.offset
+    while runs and skip > runs[0]:
+        skip -= runs[0]
+        at += runs[0] + runs[1]
+        del runs[:2]
+    if runs:
+        runs[0] -= skip
+    return at + skip, tuple(runs)
 
 
 def _extent(body: link_pb2.Extent, payload: int) -> None:
@@ -223,6 +257,11 @@ def _held(body: link_pb2.Held, payload: int) -> None:
     from_peer(check_name, body.name, f"{WHAT}: field held.name")
 
 
+def _resume(body: link_pb2.Resume, payload: int) -> None:
+    if body.partial > MAX_PAYLOAD:
+        raise _wrong("resume.partial", f"is {body.partial}, more than {MAX_PAYLOAD}")
+
+
 def _fetch(body: link_pb2.Fetch, payload: int) -> None:
     if not 1 <= body.length <= MAX_PAYLOAD:
         raise _wrong("fetch.length", f"is {body.length}, not 1 to {MAX_PAYLOAD}")
@@ -244,6 +283,7 @@ _CHECKS: dict[str, Callable[[Any, int], None]] = {
     "held": _held,
     "fetch": _fetch,
     "discard": _discard,
+    "resume": _resume,
     "abort": _reason("abort"),
     "error": _reason("error"),
     "bye": _reason("bye"),

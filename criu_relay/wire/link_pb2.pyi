@@ -31,20 +31,36 @@ ABORTED: Outcome
 UNKNOWN: Outcome
 
 class Hello(_message.Message):
-    __slots__ = ("version", "role", "instance", "name", "features", "software")
+    __slots__ = ("version", "role", "instance", "name", "features", "software", "session")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     version: int
     role: Role
     instance: bytes
     name: str
     features: int
     software: str
-    def __init__(self, version: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., instance: _Optional[bytes] = ..., name: _Optional[str] = ..., features: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    session: bytes
+    def __init__(self, version: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., instance: _Optional[bytes] = ..., name: _Optional[str] = ..., features: _Optional[int] = ..., software: _Optional[str] = ..., session: _Optional[bytes] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("known", "frames", "partial")
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    known: bool
+    frames: int
+    partial: int
+    def __init__(self, known: _Optional[bool] = ..., frames: _Optional[int] = ..., partial: _Optional[int] = ...) -> None: ...
+
+class Gap(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Source(_message.Message):
     __slots__ = ("host", "pid", "command", "boot_id")
@@ -177,10 +193,10 @@ class Decided(_message.Message):
     def __init__(self, migration: _Optional[bytes] = ..., outcome: _Optional[_Union[Outcome, str]] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("bytes",)
-    BYTES_FIELD_NUMBER: _ClassVar[int]
-    bytes: int
-    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: int
+    def __init__(self, frames: _Optional[int] = ...) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("migration", "bytes")
@@ -249,7 +265,7 @@ class Bye(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("payload", "hello", "namespace", "snapshot", "image", "extent", "image_end", "namespace_end", "held", "commit", "abort", "decided", "ack", "ping", "pong", "fetch", "fetched", "error", "bye", "credit", "discard")
+    __slots__ = ("payload", "hello", "namespace", "snapshot", "image", "extent", "image_end", "namespace_end", "held", "commit", "abort", "decided", "ack", "ping", "pong", "fetch", "fetched", "error", "bye", "resume", "gap", "credit", "discard")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +285,8 @@ class Frame(_message.Message):
     FETCHED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     DISCARD_FIELD_NUMBER: _ClassVar[int]
     payload: int
@@ -290,6 +308,8 @@ class Frame(_message.Message):
     fetched: Fetched
     error: Error
     bye: Bye
+    resume: Resume
+    gap: Gap
     credit: Credit
     discard: Discard
-    def __init__(self, payload: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., namespace: _Optional[_Union[Namespace, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., image_end: _Optional[_Union[ImageEnd, _Mapping]] = ..., namespace_end: _Optional[_Union[NamespaceEnd, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ...) -> None: ...
+    def __init__(self, payload: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., namespace: _Optional[_Union[Namespace, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., image_end: _Optional[_Union[ImageEnd, _Mapping]] = ..., namespace_end: _Optional[_Union[NamespaceEnd, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ...) -> None: ...

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 
@@ -17,11 +18,24 @@ MAX_NAME = 255
 MAX_LABEL = 4096
 """Bytes in a snapshot label: CRIU sends its -D string, a path, and PATH_MAX is 4096 (limits.h)."""
 
+MAX_HOST = 253
+"""Characters in a DNS name (RFC 1035, 2.3.4, without the dot at the end)."""
+
 SHOWN = 60
 """Characters of a wrong name that an error repeats: enough to find it, too few to flood a log."""
 
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME}}}")
+_HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """Text of somebody else on one line, with nothing that a terminal or the reader of a log would obey.
+
+    >>> plain("gone\\n\\x1b[2Jall is well")
+    'gone??[2Jall is well'
+    """
+    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _shown(text: str) -> str:
@@ -59,6 +73,32 @@ def check_label(label: str, what: str) -> str:
     if size > MAX_LABEL:
         raise Invalid(f"{what} {_shown(label)} has {size} bytes", hint=f"at most {MAX_LABEL} are possible")
     return label
+
+
+def is_address(text: str) -> bool:
+    """Whether it is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def host_name(text: str, what: str) -> str:
+    """A DNS name or an IP address, in the form that names in certificates are compared in.
+
+    @param what: what the name is of, for the error ("host").
+    @raise Invalid: it is neither; a DNS name that is not ASCII must be given as xn--...
+    """
+    if is_address(text):
+        return str(ipaddress.ip_address(text))
+    name = text.lower().removesuffix(".")
+    if len(name) > MAX_HOST or _HOST.fullmatch(name) is None or name.rpartition(".")[2].isdigit():
+        raise Invalid(
+            f"{what} {_shown(text)} is neither a DNS name nor an IP address",
+            hint="give one such as node-a.example or 192.0.2.1",
+        )
+    return name
 
 
 def from_peer(check: Callable[[str, str], str], text: str, what: str) -> str:

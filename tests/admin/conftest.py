@@ -21,9 +21,12 @@ from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
 import criu_relay
-from criu_relay.admin.api import ControlSite, listen_control
+from criu_relay.admin.api import ControlSite, Handlers
+from criu_relay.admin.inspected import IInspected
+from criu_relay.admin.listen import listen_control
+from criu_relay.admin.page import Page
 from criu_relay.errors import Conflict, NotFound, RelayError, TimedOut
-from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.interfaces import CommitRequest, Counters, IImageSink, IOpenedImage
 
 SOURCES = Path(criu_relay.__file__).parent.parent
 
@@ -155,12 +158,14 @@ def status(role: str = "proxy", **changes: Any) -> dict[str, Any]:
         "namespaces": [],
         "waiting": [],
         "counters": {},
+        "times": {},
+        "failures": [],
     }
     assert set(changes) <= set(made)
     return made | changes
 
 
-@implementer(IControl)
+@implementer(IInspected)
 @dataclass
 class FakeControl:
     """Answers what a test puts in, and remembers what it was asked."""
@@ -170,6 +175,7 @@ class FakeControl:
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     images: dict[tuple[str, int, str], Any] = field(default_factory=dict)
     outcomes: dict[str, Any] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     sinks: list[FakeSink] = field(default_factory=list)
     pending: list[Deferred[Any]] = field(default_factory=list)
@@ -241,6 +247,10 @@ class FakeControl:
         self._called("commit", name, request, timeout)
         return self._outcome("commit")
 
+    def rate(self, rate: int | None) -> dict[str, Any]:
+        self._called("rate", rate)
+        return {"rate": rate}
+
     def restored(self, name: str) -> dict[str, Any]:
         self._called("restored", name)
         return namespace(name, "restored")
@@ -260,6 +270,35 @@ class FakeControl:
             return fail(NotFound(f"no image {image}"))
         return succeed(FakeImage(found) if isinstance(found, bytes) else found)
 
+    def each_namespace(self) -> Iterator[dict[str, Any]]:
+        return iter(self.state["namespaces"])
+
+    def described(self, name: str) -> dict[str, Any]:
+        return self.namespace(name)
+
+    def each_image(self, name: str) -> Iterator[dict[str, Any]]:
+        for snapshot in self.namespace(name)["snapshots"]:
+            for image in snapshot["images"]:
+                yield {"snapshot": snapshot["index"], "readers": 0, "memory": 4096, "digest": None} | image
+
+    def image(self, name: str, snapshot: int | None, image: str) -> dict[str, Any]:
+        for one in self.each_image(name):
+            if one["name"] == image and snapshot in (None, one["snapshot"]):
+                return one
+        raise NotFound(f"namespace {name} has no image {image}")
+
+    def peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> Deferred[bytes]:
+        self._called("peek", name, snapshot, image, offset, length)
+        if "peek" in self.outcomes:
+            return self._outcome("peek")
+        return succeed(self.images[name, snapshot or 1, image][offset : offset + length])
+
+    def waiting(self) -> list[dict[str, Any]]:
+        return list(self.state["waiting"])
+
+    def link(self) -> dict[str, Any]:
+        return dict(self.state["link"])
+
     def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImageSink:
         self._called("put_image", name, snapshot, image, migration)
         self.details.setdefault(name, namespace(name, "open", migration="ab" * 16))
@@ -269,15 +308,25 @@ class FakeControl:
         return self.sinks[-1]
 
 
-class Exchange:
-    """One connection to a ControlSite in memory."""
+def page(control: FakeControl, clock: Any = None) -> Page:
+    """The page over a control."""
+    return Page(control, control.counters, clock or Clock())
 
-    def __init__(self, control: FakeControl, tcp: bool = False) -> None:
+
+class Exchange:
+    """One connection to a ControlSite in memory; the page behind it samples nothing unless it is started."""
+
+    def __init__(
+        self, control: FakeControl, tcp: bool = False, looking: bool = False, for_everyone: bool = False
+    ) -> None:
         self.clock = Clock()
         self.transport = (
             StringTransport() if tcp else StringTransport(hostAddress=UNIXAddress(b"/s"), peerAddress=UNIXAddress(b""))
         )
-        self.channel = ControlSite(control, self.clock).buildProtocol(None)
+        self.page = page(control, self.clock)
+        handlers = Handlers(control, self.page)
+        routes = handlers.looking() if looking else handlers.routes()
+        self.channel = ControlSite(routes, self.clock, for_everyone).buildProtocol(None)
         self.channel.makeConnection(self.transport)
 
     def send(self, data: bytes) -> Exchange:
@@ -333,7 +382,8 @@ class Daemon:
 
     def _listen(self) -> None:
         self._port: Any = None
-        listening = listen_control(self.reactor, f"unix:{self.path}", ControlSite(self.control, self.reactor))
+        site = ControlSite(Handlers(self.control, page(self.control, self.reactor)).routes(), self.reactor)
+        listening = listen_control(self.reactor, f"unix:{self.path}", site)
         listening.addCallback(lambda port: setattr(self, "_port", port))
         listening.addBoth(lambda _: self._ready.set())
 
@@ -435,7 +485,14 @@ def connect(control: FakeControl) -> Callable[..., Exchange]:
 @pytest.fixture
 def make() -> dict[str, Any]:
     """The builders of this file, by name."""
-    return {"namespace": namespace, "status": status, "image": FakeImage, "sink": FakeSink, "control": FakeControl}
+    return {
+        "namespace": namespace,
+        "status": status,
+        "image": FakeImage,
+        "sink": FakeSink,
+        "control": FakeControl,
+        "page": page,
+    }
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import pytest
 from zope.interface.verify import verifyObject
 
 from criu_relay import errors
-from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.admin.inspected import IInspected
+from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
 
 
 def test_the_fakes_are_what_they_stand_for(make: Any) -> None:
-    verifyObject(IControl, make["control"]())
+    verifyObject(IInspected, make["control"]())
     verifyObject(IImageSink, make["sink"]())
     verifyObject(IOpenedImage, make["image"](b""))
 
@@ -46,6 +47,8 @@ def test_namespace_that_is_not_there(ask: Any) -> None:
     [
         ("DELETE", "/v1/namespaces/web", None, ("discard", "web", None, None, None, None)),
         ("POST", "/v1/namespaces/web/restored", None, ("restored", "web")),
+        ("PUT", "/v1/rate", {"rate": 65536}, ("rate", 65536)),
+        ("PUT", "/v1/rate", {"rate": None}, ("rate", None)),
         ("DELETE", "/v1/attachments?directory=%2Fa%20b%2Bc", None, ("detach", "/a b+c")),
         ("POST", "/v1/namespaces/web/images/a.img/discard", None, ("discard", "web", None, "a.img", None, None)),
         ("POST", "/v1/namespaces/web/snapshots/3/images/a.img/discard", {"offset": 0, "length": 2**63 - 1},
@@ -136,7 +139,7 @@ def test_a_bug_is_said_and_logged(control: Any, ask: Any, method: str, target: s
 
 
 @pytest.mark.parametrize("target", [
-    "/", "/v1", "/v1/", "/v2/status", "/v1/status/", "//v1/status", "/v1/namespaces/", "/v1/namespaces/web/images",
+    "/v1", "/v1/", "/v2/status", "/v1/status/", "//v1/status", "/v1/namespaces/", "/v1/namespaces/web/images",
     "/v1/namespaces/web/snapshots/1", "/v1/namespaces/web/images/a/b", "*", "x", "/V1/status",
 ])  # fmt: skip
 def test_unknown_path(control: Any, ask: Any, target: str) -> None:
@@ -340,22 +343,3 @@ def test_readiness(control: Any, ask: Any, state: str, code: int) -> None:
     assert answer.code == code
     if code != 200:
         assert answer.json == {"error": f"the link is {state}", "hint": "refused by 192.0.2.1"}
-
-
-def test_metrics(control: Any, ask: Any, make: Any) -> None:
-    control.state["counters"] = {"images": 3, "odd name-1": 4}
-    control.state["namespaces"] = [make["namespace"](state=state) for state in ("held", "committed", "held")]
-    answer = ask("GET", "/metrics")
-    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    lines = answer.body.decode().splitlines()
-    for line in (
-        "# TYPE criu_relay_images_total counter",
-        "criu_relay_images_total 3",
-        "criu_relay_odd_name_1_total 4",
-        "criu_relay_uptime_seconds 301.5",
-        "criu_relay_link_up 1",
-        "criu_relay_memory_limit_bytes 268435456",
-        'criu_relay_namespaces{state="committed"} 1',
-        'criu_relay_namespaces{state="held"} 2',
-    ):
-        assert line in lines

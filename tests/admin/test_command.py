@@ -129,6 +129,30 @@ class TestStatus:
             process.communicate(timeout=10)
 
 
+class TestRate:
+    @pytest.mark.parametrize(
+        ("given", "sent", "said"),
+        [("100M/s", 100 << 20, "100M/s"), ("65536", 65536, "64.0K/s"), ("off", None, "as fast as it goes")],
+    )
+    def test_set(self, world: Any, given: str, sent: int | None, said: str) -> None:
+        control = world.start("proxy")
+        ran = world.command("rate", given)
+        assert (ran.code, ran.out) == (0, f"{said}\n")
+        assert control.calls == [("rate", sent)]
+
+    def test_said(self, world: Any) -> None:
+        control = world.start("proxy")
+        control.state["link"]["rate"] = 1 << 20
+        ran = world.command("rate")
+        assert (ran.code, ran.out) == (0, "1.0M/s\n")
+
+    def test_wrong(self, world: Any) -> None:
+        control = world.start("proxy")
+        ran = world.command("rate", "slow")
+        assert ran.code == 2 and "slow" in one_line(ran)
+        assert control.calls == []
+
+
 class TestAttach:
     def test_absolute_path_is_sent(self, world: Any, tmp_path: Path) -> None:
         control = world.start("proxy")

@@ -11,12 +11,19 @@ import pytest
 from criu_relay import errors
 from criu_relay.admin.api import Handlers
 from criu_relay.admin.command import parser
+from criu_relay.admin.routes import Route
+
+
+def routes(make: Any) -> list[Route]:
+    """Those of the control API."""
+    return Handlers(make["control"](), make["page"](make["control"]())).routes()
+
 
 PAGE = (Path(__file__).parents[2] / "docs" / "control.md").read_text()
 
 
 def test_every_path(make: Any) -> None:
-    for route in Handlers(make["control"]()).routes():
+    for route in routes(make):
         path = route.path.replace("{ns}", "NS").replace("{image}", "NAME")
         if "{snapshot}" in path:
             continue
@@ -28,16 +35,13 @@ def test_every_path(make: Any) -> None:
 
 def test_no_other_path(make: Any) -> None:
     listed = set(re.findall(r"\| `([A-Z]+ /\S+)` \|", PAGE))
-    there = {
-        f"{route.method} {route.path}".replace("{ns}", "NS").replace("{image}", "NAME")
-        for route in Handlers(make["control"]()).routes()
-    }
+    there = {f"{route.method} {route.path}".replace("{ns}", "NS").replace("{image}", "NAME") for route in routes(make)}
     assert listed <= there
 
 
 def test_every_command() -> None:
-    names = re.findall(r"^    ([a-z]+) ", parser().format_help(), re.MULTILINE)
-    assert len(names) == 9
+    names = re.findall(r"^    ([a-z-]+) ", parser().format_help(), re.MULTILINE)
+    assert len(names) == 11
     for name in names:
         assert f"| `{name} " in PAGE
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from criu_relay.admin import show
 from criu_relay.admin.client import Refused
@@ -141,11 +143,6 @@ class Answers:
         return self.details
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_watch_says_what_changes(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 11.0, 12.0])
     monkeypatch.setattr("criu_relay.admin.watch.time.monotonic", lambda: next(times))
@@ -174,12 +171,51 @@ def test_watch_is_silent_when_nothing_changes(make: Any) -> None:
     assert out.getvalue() == said == "web committed 1.0M\n"
 
 
+def drawn(watch: Watch, width: int = 80) -> list[str]:
+    """What a terminal shows, without colours."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
+    console.print(watch.drawn())
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_watch_in_a_terminal(make: Any, gone: bool) -> None:
     images = [{"name": f"i{n}.img", "size": 1024, "complete": n != 9, "digest": None} for n in range(10)]
     details = None if gone else {"snapshots": [{"index": 1, "label": "", "images": images}]}
-    out = Terminal()
-    Watch(Answers(make["status"](namespaces=[make["namespace"](state="open")]), details=details), False, out).look()  # type: ignore[arg-type]
-    assert out.getvalue().startswith("\x1b[H\x1b[J")
-    assert ("    1/i9.img 1.0K ...\n" in out.getvalue()) is not gone
-    assert "1/i1.img" not in out.getvalue()
+    lines = drawn(Watch(Answers(make["status"](namespaces=[make["namespace"](state="open")]), details=details), False))  # type: ignore[arg-type]
+    assert lines[0] == "criu-relay-proxy 0.1.0, up 5 min"
+    assert lines[1] == "link up tcp:192.0.2.1:9876"
+    assert any(line.split() == ["1/i9.img", "writing", "1.0K"] for line in lines) is not gone
+    assert any(line.split() == ["1/i2.img", "complete", "1.0K"] for line in lines) is not gone
+    assert not any("1/i1.img" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_watch_fits_the_terminal(make: Any, width: int) -> None:
+    answer = busy(make)
+    answer["namespaces"][0]["bytes"] = 1 << 30
+    answer["failures"] = [
+        {"at": 0.0, "what": "namespace x", "cause": "link", "reason": "cut [bold]\x1b[2J" + "r" * 300}
+    ]
+    lines = drawn(Watch(Answers(answer), False), width)  # type: ignore[arg-type]
+    assert max(map(len, lines)) <= width
+    assert "cut [bold]?[2J" in "\n".join(lines), "nothing is taken for markup, or obeyed"
+    if width > 100:
+        assert any(re.search("open ━+ 1.0G of 4.0G 0/s", " ".join(line.split())) for line in lines), lines
+        assert "a restore waits for web since 12 s" in lines
+        hint = "criu-relay commit db --force, when the source is lost for good"
+        assert f"db: the proxy alpha is away? -> {hint}" in lines
+
+
+def test_watch_tells_rate_and_time_left(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 12.0])
+    monkeypatch.setattr("criu_relay.admin.watch.time.monotonic", lambda: next(times))
+    looks = [
+        make["status"](namespaces=[make["namespace"](state="open", bytes=count << 20, expected=10 << 20)])
+        for count in (2, 6)
+    ]
+    watch = Watch(Answers(*looks), False)  # type: ignore[arg-type]
+    drawn(watch)
+    row = next(line for line in drawn(watch) if line.startswith("web"))
+    assert row.endswith("6.0M of 10.0M  2.0M/s  2.0 s")

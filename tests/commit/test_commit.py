@@ -11,144 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from zope.interface import implementer
 
-from criu_relay.commit.dumps import Dumps, NamespaceDump
-from criu_relay.commit.records import Record, Records, instance_id
+from criu_relay.commit.lock import StateLock
+from criu_relay.commit.records import KEPT, Record, Records, instance_id
 from criu_relay.commit.states import State
-from criu_relay.commit.surroundings import Surroundings
 from criu_relay.commit.tasks import Task, Verdict, boot_id, start_time
 from criu_relay.errors import Aborted, Conflict, LinkLost, NotFound
-from criu_relay.interfaces import CommitRequest, Counters, IDumpClient, IImageSink, Mode, Peer
-
-
-class FakeReactor:
-    """Records who reads; `end` is what epoll does when a pidfd is readable."""
-
-    def __init__(self) -> None:
-        self.readers: list[Any] = []
-
-    def addReader(self, reader: Any) -> None:
-        self.readers.append(reader)
-
-    def removeReader(self, reader: Any) -> None:
-        if reader in self.readers:
-            self.readers.remove(reader)
-
-    def end(self, pidfd: int) -> None:
-        for reader in [reader for reader in self.readers if reader.fileno() == pidfd]:
-            reader.doRead()
-
-
-@implementer(IImageSink)
-class FakeSink:
-    def registerProducer(self, producer: Any, streaming: bool) -> None: ...
-    def unregisterProducer(self) -> None: ...
-    def reserve(self, size: int) -> None: ...
-    def written(self, count: int) -> None: ...
-    def write(self, data: bytes) -> None: ...
-    def end(self) -> None: ...
-    def fail(self, reason: str) -> None: ...
-
-
-class FakeOutgoing:
-    def __init__(self, lost: Any = None) -> None:
-        self.lost = lost
-        self.sealed: Deferred[int] | None = None
-        self.decisions: list[tuple[bool, str]] = []
-        self.decided: Deferred[str] = Deferred()
-
-    def snapshot(self, index: int, label: str) -> None: ...
-
-    def open_image(self, snapshot: int, name: str, mode: Mode) -> FakeSink:
-        return FakeSink()
-
-    def seal(self, source: dict[str, Any]) -> Deferred[int]:
-        self.sealed = Deferred()
-        return self.sealed
-
-    def decide(self, commit: bool, reason: str = "") -> Deferred[str]:
-        self.decisions.append((commit, reason))
-        return self.decided
-
-
-class FakeOutlet:
-    def __init__(self) -> None:
-        self.made: list[FakeOutgoing] = []
-
-    def begin(self, migration: bytes, namespace: str, copy: bool, lost: Any) -> FakeOutgoing:
-        self.made.append(FakeOutgoing(lost))
-        return self.made[-1]
-
-    def recovered(self, migration: bytes) -> FakeOutgoing:
-        self.made.append(FakeOutgoing())
-        return self.made[-1]
-
-
-@implementer(IDumpClient)
-class FakeClient:
-    whole_dump = True
-
-    def __init__(self, pid: int = 0) -> None:
-        self.peer = Peer(pid, 0, 0) if pid else None
-        self.busy: str | None = None
-        self.dropped: list[str] = []
-
-    def unsettled(self) -> str | None:
-        return self.busy
-
-    def drop(self, reason: str) -> None:
-        self.dropped.append(reason)
-
-
-class Bench:
-    """A namespace with everything around it."""
-
-    def __init__(self, state: Path) -> None:
-        self.reactor = FakeReactor()
-        self.clock = Clock()
-        self.outlet = FakeOutlet()
-        self.records = Records(state)
-        surroundings: Any = Surroundings(
-            self.reactor,
-            self.clock,
-            self.outlet,
-            self.records,
-            Counters(),
-            execute,
-            "tcp:nowhere",
-            60.0,  # type: ignore[arg-type]
-        )
-        self.dumps = Dumps(surroundings)
-        self.dump: NamespaceDump = self.dumps.namespace("web")
-        self.client = FakeClient()
-
-    @property
-    def out(self) -> FakeOutgoing:
-        return self.outlet.made[-1]
-
-    @property
-    def state(self) -> State:
-        assert self.dump.newest is not None
-        return self.dump.newest.state
-
-    def written(self, *names: str) -> None:
-        self.dump.client_connected(self.client)
-        for name in names:
-            self.dump.open_image(self.client, "", name, Mode.REPLACE).end()
-
-    def permit(self, **request: Any) -> list[Any]:
-        assert self.dump.newest is not None
-        results: list[Any] = []
-        Deferred.fromCoroutine(self.dump.newest.permit(CommitRequest(**request))).addBoth(results.append)
-        self.clock.advance(0)
-        return results
-
-    def hold(self) -> None:
-        assert self.out.sealed is not None
-        self.out.sealed.callback(10)
+from criu_relay.interfaces import CommitRequest, Mode
+from tests.commit.fakes import Bench, FakeReactor
 
 
 @pytest.fixture
@@ -224,7 +96,7 @@ def test_the_cache_has_lost_it(bench: Bench, processes: Any) -> None:
     bench.out.decided.callback("unknown")
     assert bench.state is State.LOST
     assert bench.dump.newest is not None
-    assert "web" in bench.dump.newest.reason
+    assert bench.dump.newest.reason.startswith("lost: ")
 
 
 def test_criu_ends_before_the_permission(bench: Bench, processes: Any) -> None:
@@ -377,6 +249,69 @@ def test_a_verdict_that_was_stopped_says_nothing(processes: Any) -> None:
     assert (said, reactor.readers) == ([], [])
 
 
+def test_a_cache_that_was_started_anew_has_it_no_more(bench: Bench) -> None:
+    bench.written("inventory.img")
+    asked = bench.permit(copy=True)
+    bench.hold()
+    bench.out.decided.callback("committed")
+    assert asked == [None]
+    bench.out.decided = Deferred()
+    bench.dumps.ask_again()
+    assert bench.out.decisions == [(True, ""), (True, "")]
+    bench.out.decided.callback("committed")
+    assert bench.state is State.COMMITTED
+    bench.out.decided = Deferred()
+    bench.dumps.ask_again()
+    bench.out.decided.callback("unknown")
+    assert bench.state is State.LOST
+    assert bench.dump.newest is not None
+    assert "started anew" in bench.dump.newest.reason
+    bench.dumps.ask_again()
+    assert len(bench.out.decisions) == 3, "told once"
+
+
+def test_what_was_committed_before_a_restart_is_asked_after(bench: Bench) -> None:
+    for number, cache in enumerate(("tcp:nowhere", "tcp:elsewhere")):
+        migration = f"{number:032x}"
+        bench.records.write(Record(migration, f"n{number}", 1, 1, 2, 1, "other", cache))
+        bench.records.keep(migration)
+    bench.dumps.recover()
+    assert [name for name, dump in bench.dumps.namespaces.items() if dump.newest] == ["n0"]
+    bench.dumps.ask_again()
+    bench.out.decided.callback("unknown")
+    assert bench.dumps.known("n0").state is State.LOST
+    assert [record.namespace for record in bench.records.kept()] == ["n1"]
+
+
+def test_who_asked_leaves_while_the_permission_is_written(bench: Bench) -> None:
+    """The thread cannot be stopped: what it wrote is removed behind it."""
+    threads: list[tuple[Any, ...]] = []
+
+    def in_thread(*call: Any) -> Deferred[Any]:
+        threads.append((Deferred(), *call))
+        return threads[-1][0]
+
+    object.__setattr__(bench.dump._at, "in_thread", in_thread)
+    bench.written("inventory.img")
+    with subprocess.Popen(["sleep", "600"]) as task, subprocess.Popen(["sleep", "600"]) as criu:
+        assert bench.dump.newest is not None
+        request = CommitRequest(root=task.pid, criu=criu.pid)
+        asked = Deferred.fromCoroutine(bench.dump.newest.permit(request)).addErrback(lambda _: None)
+        bench.clock.advance(0)
+        bench.hold()
+        [(fired, function, *arguments)] = [call for call in threads if call[1] == bench.records.write]
+        asked.cancel()
+        assert bench.state is State.ABORTED
+        fired.callback(function(*arguments))
+        assert len(bench.records.load()) == 1
+        for fired, function, *arguments in threads:
+            if function == bench.records.remove:
+                fired.callback(function(*arguments))
+        assert bench.records.load() == []
+        for process in (task, criu):
+            process.kill()
+
+
 def test_records(tmp_path: Path) -> None:
     records = Records(tmp_path)
     assert records.load() == []
@@ -387,9 +322,31 @@ def test_records(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     (tmp_path / "permitted" / "bad.json").write_text("{")
     assert records.load() == [record]
+    records.keep(record.migration)
+    assert (records.load(), records.kept()) == ([], [record])
     records.remove(record.migration)
     records.remove(record.migration)
-    assert records.load() == []
+    records.keep(record.migration)
+    assert (records.load(), records.kept()) == ([], [])
+
+
+def test_no_more_committed_records_are_kept_than_that(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for number in range(KEPT + 3):
+        migration = f"{number:032x}"
+        records.write(Record(migration, "web", 1, 1, 2, 1, "boot", "tcp:x"))
+        os.utime(tmp_path / "permitted" / f"{migration}.json", (number, number))
+        records.keep(migration)
+    assert [int(record.migration, 16) for record in records.kept()] == list(range(3, KEPT + 3))
+
+
+def test_one_proxy_for_a_state_directory(tmp_path: Path) -> None:
+    held = StateLock(tmp_path / "state")
+    with pytest.raises(Conflict, match=f"in use by process {os.getpid()}"):
+        StateLock(tmp_path / "state")
+    held.release()
+    StateLock(tmp_path / "state").release()
+    assert (tmp_path / "state" / "lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_instance_stays_the_same(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A daemon or the link dies in mid-dump: criu fails within seconds, the task lives on, and nothing is served."""
+"""A daemon or the link dies in mid-dump and does not come back: criu fails, the task lives on, nothing is served."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.criu import Criu
 from tests.support.daemons import Relay
-from tests.support.forwarder import Forwarder
+from tests.support.faults import UP, Fault, Faults
 from tests.support.gate import Gate
 from tests.support.migration import REFUSE_SECONDS, Migration
+from tests.support.polling import until
 from tests.support.victims import Victim
 
 pytestmark = pytest.mark.needs_criu
@@ -27,43 +28,49 @@ WINDOW = 16 * MIB
 PASSED = 8 * MIB
 """What the link lets through before it stands still."""
 
+GIVE_UP = ("--link-timeout", "2")
+
 STILL_SECONDS = 15.0
-"""To notice with --link-timeout 2 that the other side is silent."""
+"""To notice with L{GIVE_UP} that the other side is silent."""
+
+
+CUTS = (("reset", 2000), ("fin", 30 * MIB), ("reset", 10 * MIB + 17))
+"""What ends the links of a dump, one after the other, and after how many bytes."""
 
 
 @pytest.fixture
-def forwarder(relay: Relay) -> Iterator[Forwarder]:
-    made = Forwarder(relay.port, most=PASSED)
+def faults(relay: Relay) -> Iterator[Faults]:
+    made = Faults(relay.port, Fault("stall", UP, PASSED))
     yield made
     made.close()
 
 
 @pytest.fixture(params=[WINDOW, 0], ids=["window", "zero-copy"])
 def moving(
-    relay: Relay, criu: Criu, victim: Callable[..., Victim], forwarder: Forwarder, request: pytest.FixtureRequest
+    relay: Relay, criu: Criu, victim: Callable[..., Victim], faults: Faults, request: pytest.FixtureRequest
 ) -> Migration:
     """A victim that is about to be dumped over a link that will stand still."""
     migration = Migration(relay, criu, victim("memory", TASK, 21))
-    link = f"tcp:127.0.0.1:{forwarder.port}"
-    migration.start(proxy=["--window", str(request.param), "--link", link])
+    link = f"tcp:127.0.0.1:{faults.port}"
+    migration.start(cache=GIVE_UP, proxy=["--window", str(request.param), "--link", link, *GIVE_UP])
     return migration
 
 
-def stand_still(migration: Migration, forwarder: Forwarder) -> None:
+def stand_still(migration: Migration, faults: Faults) -> None:
     """Wait until the dump is in its middle and nothing moves any more."""
     migration.written(PASSED // 2)
-    assert forwarder.full.wait(30)
+    until(lambda: faults.hit("stall"), 30, "the link stands still")
 
 
-def test_the_cache_is_killed(moving: Migration, forwarder: Forwarder) -> None:
+def test_the_cache_is_killed(moving: Migration, faults: Faults) -> None:
     before = moving.victim.ask()
     waiting = moving.restore()
     moving.waiting()
     run = moving.dump()
-    stand_still(moving, forwarder)
+    stand_still(moving, faults)
     assert run.status is None
     moving.relay.cache.kill()
-    forwarder.cut()
+    faults.cut()
     assert run.wait(REFUSE_SECONDS) != 0
     moving.lives_on(before)
     moving.aborted("proxy")
@@ -72,7 +79,7 @@ def test_the_cache_is_killed(moving: Migration, forwarder: Forwarder) -> None:
 
 def test_the_cache_is_killed_without_anything_between(relay: Relay, criu: Criu, victim: Callable[..., Victim]) -> None:
     migration = Migration(relay, criu, victim("memory", TASK, 22))
-    migration.start(proxy=["--window", str(WINDOW)])
+    migration.start(proxy=["--window", str(WINDOW), *GIVE_UP])
     before = migration.victim.ask()
     relay.cache.signal(signal.SIGSTOP)
     run = migration.dump()
@@ -93,15 +100,15 @@ def test_the_cache_is_killed_without_anything_between(relay: Relay, criu: Criu, 
     migration.moved(before, node)
 
 
-def test_the_proxy_is_killed(moving: Migration, forwarder: Forwarder) -> None:
+def test_the_proxy_is_killed(moving: Migration, faults: Faults) -> None:
     before = moving.victim.ask()
     waiting = moving.restore()
     moving.waiting()
     run = moving.dump()
-    stand_still(moving, forwarder)
+    stand_still(moving, faults)
     assert run.status is None
     moving.relay.proxy.kill()
-    forwarder.cut()
+    faults.cut()
     assert run.wait(REFUSE_SECONDS) != 0
     moving.lives_on(before)
     moving.aborted("cache")
@@ -109,14 +116,14 @@ def test_the_proxy_is_killed(moving: Migration, forwarder: Forwarder) -> None:
     moving.not_served()
 
 
-def test_the_link_is_cut(moving: Migration, forwarder: Forwarder) -> None:
+def test_the_link_is_cut(moving: Migration, faults: Faults) -> None:
     before = moving.victim.ask()
     waiting = moving.restore()
     moving.waiting()
     run = moving.dump()
-    stand_still(moving, forwarder)
+    stand_still(moving, faults)
     assert run.status is None
-    forwarder.cut()
+    faults.cut()
     assert run.wait(REFUSE_SECONDS) != 0
     moving.lives_on(before)
     moving.aborted()
@@ -125,9 +132,27 @@ def test_the_link_is_cut(moving: Migration, forwarder: Forwarder) -> None:
     moving.left_behind()
 
 
+def test_the_link_is_cut_and_made_again(relay: Relay, criu: Criu, victim: Callable[..., Victim]) -> None:
+    """Three times, at the beginning and in the middle of the pages: criu notices nothing."""
+    cuts = [Fault(what, UP, at, connection=number) for number, (what, at) in enumerate(CUTS)]
+    faults = Faults(relay.port, *cuts)
+    migration = Migration(relay, criu, victim("memory", TASK, 26))
+    migration.start(proxy=["--window", str(WINDOW), "--link", f"tcp:127.0.0.1:{faults.port}"])
+    before = migration.victim.ask()
+    migration.dump().succeed()
+    migration.victim.reap()
+    node = migration.restore()
+    node.run.succeed()
+    migration.moved(before, node)
+    faults.close()
+    counters = relay.get("/v1/status", at="proxy")["counters"]
+    assert counters["links_resumed"] == len(CUTS)
+    assert 0 < counters["link_bytes_sent_again"] <= len(CUTS) * (WINDOW + MIB)
+
+
 def test_the_cache_is_killed_while_the_script_waits(migration: Migration, gate: Gate) -> None:
     """Everything is written, nothing is held."""
-    migration.start()
+    migration.start(proxy=GIVE_UP)
     before = migration.victim.ask()
     run = migration.dump(script=gate.script)
     gate.arrive("before")
@@ -156,9 +181,12 @@ def test_there_is_no_proxy(migration: Migration) -> None:
 
 
 def test_the_cache_stands_still(relay: Relay, criu: Criu, victim: Callable[..., Victim]) -> None:
-    """No end of the connection, no answer: the link is given up after its time, and stays so when the cache wakes."""
+    """No end of the connection, no answer: the link is given up after its time, and stays so when the cache wakes.
+
+    What it had not read by then is gone with the connection, so that it may never have heard of the namespace.
+    """
     migration = Migration(relay, criu, victim("memory", TASK, 23))
-    migration.start(proxy=["--window", str(WINDOW), "--link-timeout", "2"])
+    migration.start(cache=GIVE_UP, proxy=["--window", str(WINDOW), *GIVE_UP])
     before = migration.victim.ask()
     relay.cache.signal(signal.SIGSTOP)
     run = migration.dump()
@@ -167,7 +195,7 @@ def test_the_cache_stands_still(relay: Relay, criu: Criu, victim: Callable[..., 
     migration.lives_on(before)
     migration.aborted("proxy")
     relay.cache.signal(signal.SIGCONT)
-    migration.aborted("cache")
+    relay.linked()
     migration.not_served()
 
 

@@ -35,6 +35,8 @@ def test_memory_and_count_go_on(relay: Relay, criu: Criu, victim: Callable[..., 
     assert migration.victim.reap() == -9
     migration.committed()
     assert relay.get("/v1/namespaces/web", at="cache")["bytes"] > 200 * MIB
+    sent = relay.get("/v1/namespaces/web", at="proxy")
+    assert 0.8 < sent["expected"] / sent["bytes"] < 1.25
 
     node = migration.restore()
     node.run.succeed()

@@ -77,7 +77,7 @@ def migration(hosts: Hosts, relay: Relay, criu: Criu, victim: Callable[..., Vict
     a, b = hosts.within
     made = Migration(relay, criu, victim("memory", 64, 31, within=a))
     link = f"tcp:{PORT}:interface={hosts.address[1]}"
-    relay.start_cache("--stream", str(made.target), "--link", link, "--insecure", within=b)
+    relay.start_cache("--stream", str(made.target), "--link", link, "--insecure", "--link-timeout", "2", within=b)
     link = f"tcp:{hosts.address[1]}:{PORT}"
     options = ("--link", link, "--insecure", "--window", "16M", "--link-timeout", "2")
     relay.start_proxy("--stream", str(made.source), *options, within=a)

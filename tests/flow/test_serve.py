@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from twisted.python.failure import Failure
 
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow import serve as module
+from criu_relay.flow.pipes import DEFAULT_PIPE, LARGE_PIPE
 from criu_relay.flow.serve import PIPE_BYTES_PER_TURN, SOCKET_BYTES_PER_SEND, ImageServer
 from criu_relay.flow.sink import BytesWriter
 from criu_relay.store.arena import Arena, Extent
@@ -461,3 +463,15 @@ def test_cancelled_bytes(end: End) -> None:
     assert isinstance(results[0], CancelledError)
     assert reactor.writers == []
     assert writer.fileno() == -1
+
+
+@pytest.mark.parametrize(("size", "enlarged"), [(DEFAULT_PIPE, False), (DEFAULT_PIPE + 1, True)])
+def test_a_pipe_for_a_large_image_is_enlarged(arena: Arena, size: int, enlarged: bool) -> None:
+    image = image_of(arena, bytes(size))
+    ends = End("pipe")
+    before = fcntl.fcntl(ends.ours, fcntl.F_GETPIPE_SZ)
+    serving = Serving(image, ends).start()
+    assert fcntl.fcntl(ends.ours, fcntl.F_GETPIPE_SZ) == (LARGE_PIPE if enlarged else before)
+    serving.server.connectionLost(Failure(ConnectionLost()))
+    ends.close()
+    image.drop()

@@ -15,7 +15,8 @@ from twisted.internet.interfaces import IPushProducer, IReadDescriptor
 from twisted.python.failure import Failure
 
 from criu_relay.errors import RelayError
-from criu_relay.flow.source import BYTES_PER_TURN, LARGE_PIPE, DescriptorSource, readable_bytes
+from criu_relay.flow.pipes import LARGE_PIPE, readable_bytes
+from criu_relay.flow.source import BYTES_PER_TURN, DescriptorSource
 from tests.flow.support import MIB, FakeReactor, Sink, no_descriptor_left
 
 
@@ -287,3 +288,61 @@ def test_with_the_real_epoll(size: int) -> None:
     for reader in own:
         reader.connectionLost(None)
     reactor._poller.close()
+
+
+class Fed(Sink):
+    """Something more comes each time that it has taken something.
+
+    @ivar pauses: it has enough after so many pieces.
+    """
+
+    def __init__(self, pieces: int, pauses: int = 1 << 30) -> None:
+        super().__init__()
+        self.left, self.pauses = pieces, pauses
+        self.writing = -1
+
+    def written(self, count: int) -> None:
+        super().written(count)
+        self.left -= 1
+        self.pauses -= 1
+        if self.left:
+            os.write(self.writing, bytes(1000))
+        if self.pauses == 0:
+            self.producer.pauseProducing()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_comes_while_it_reads_is_read_in_the_same_turn(kind: str) -> None:
+    sink = Fed(10)
+    pipe = Pipe(sink, kind)
+    sink.writing = pipe.writing
+    pipe.source.start()
+    os.write(pipe.writing, bytes(1000))
+    pipe.source.doRead()
+    assert len(sink.data) == 10_000
+    pipe.close()
+
+
+def test_a_turn_is_over_after_so_many_bytes() -> None:
+    sink = Fed(1 << 30)
+    pipe = Pipe(sink)
+    sink.writing = pipe.writing
+    pipe.source.start()
+    os.write(pipe.writing, bytes(1000))
+    pipe.source.doRead()
+    assert BYTES_PER_TURN <= len(sink.data) < BYTES_PER_TURN + 1000
+    pipe.close()
+
+
+def test_a_pause_ends_the_turn() -> None:
+    sink = Fed(10, pauses=3)
+    pipe = Pipe(sink)
+    sink.writing = pipe.writing
+    pipe.source.start()
+    os.write(pipe.writing, bytes(1000))
+    pipe.source.doRead()
+    assert len(sink.data) == 3000
+    pipe.source.resumeProducing()
+    pipe.source.doRead()
+    assert len(sink.data) == 10_000
+    pipe.close()

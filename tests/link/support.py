@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
@@ -11,16 +11,18 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from criu_relay.errors import RelayError
+from criu_relay.errors import Cause, RelayError
 from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner, Room
-from criu_relay.link.connection import LinkConnection, Ownership
+from criu_relay.link.connection import LinkConnection
 from criu_relay.link.outlet import LinkOutlet
 from criu_relay.link.receiver import Receiver
+from criu_relay.link.transports import Ownership
 from criu_relay.store.arena import Arena
 from criu_relay.store.store import Store
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
 from criu_relay.wire.link_pb2 import Frame
+from tests.support.faults import DOWN, UP, Fault, Stream
 
 MIB = 1 << 20
 PROXY_ID, CACHE_ID = b"p" * 16, b"c" * 16
@@ -28,8 +30,10 @@ OWNER = Owner("local", PROXY_ID)
 PATIENCE = 3600.0
 
 
-def hello(role: Any, instance: bytes = PROXY_ID, version: int = wire.VERSION, name: str = "") -> link_pb2.Hello:
-    return link_pb2.Hello(version=version, role=role, instance=instance, name=name)
+def hello(
+    role: Any, instance: bytes = PROXY_ID, version: int = wire.VERSION, name: str = "", session: bytes | None = None
+) -> link_pb2.Hello:
+    return link_pb2.Hello(version=version, role=role, instance=instance, name=name, session=session)
 
 
 def migration(value: int) -> bytes:
@@ -137,11 +141,18 @@ class Wired:
     """
 
     def __init__(
-        self, clock: Clock, end: Any, role: Any, peer: link_pb2.Hello | None, owned: Ownership | None = None
+        self,
+        clock: Clock,
+        end: Any,
+        role: Any,
+        peer: link_pb2.Hello | None,
+        owned: Ownership | None = None,
+        instance: bytes = b"",
     ) -> None:
-        instance = PROXY_ID if role == link_pb2.PROXY else CACHE_ID
+        instance = instance or (PROXY_ID if role == link_pb2.PROXY else CACHE_ID)
         self.wire = Wire()
-        self.connection = LinkConnection(None, clock, hello(role, instance), end, owned)
+        session = getattr(end, "session", None)
+        self.connection = LinkConnection(None, clock, hello(role, instance, session=session), end, owned)
         self.connection.makeConnection(self.wire)
         if peer is not None:
             self.say(Frame(hello=peer))
@@ -170,8 +181,8 @@ class Wired:
 class Loop:
     """A proxy end and a cache end joined; whoever has something to say is heard when the test pumps.
 
-    @ivar moved: bytes delivered in each direction.
-    @ivar spoil: changes the bytes of a direction ("up" is to the cache) that are at an offset.
+    @ivar plan: faults of the connections that are made; those that would end one end it, those that need time are not.
+    @ivar record: what was passed on, by direction.
     """
 
     def __init__(
@@ -180,21 +191,31 @@ class Loop:
         memory: int = 64 * MIB,
         arenas: tuple[Arena, Arena] | None = None,
         intake: Any = None,
+        patience: float = 0.0,
+        beside: Loop | None = None,
+        instance: bytes = PROXY_ID,
     ) -> None:
-        self.clock = Clock()
+        """
+        @param beside: the proxy is another one of the same cache.
+        @param instance: of the proxy.
+        """
+        self.clock = beside.clock if beside else Clock()
         self.counters = Counters()
         self.window_arena, self.store_arena = arenas or (Arena(window, keep=window), Arena(memory, keep=memory))
-        self.outlet = LinkOutlet(None, self.clock, self.window_arena, self.counters)  # type: ignore[arg-type]
-        self.store = Store(None, self.clock, self.store_arena, Counters(), PATIENCE)  # type: ignore[arg-type]
-        self.receiver = Receiver(intake or self.store, Counters())
-        self.store.rejected = self.receiver.rejected
-        self.store.credits.granted = self.receiver.credited
-        self.limits: dict[str, int] = {}
-        self.spoil: Callable[[str, int, bytes], bytes] = lambda way, offset, data: data
-        self.moved = {"up": 0, "down": 0}
-        self.record: dict[str, bytearray] = {"up": bytearray(), "down": bytearray()}
+        self.outlet = LinkOutlet(None, self.clock, self.window_arena, self.counters, patience)  # type: ignore[arg-type]
+        if beside:
+            self.store, self.receiver = beside.store, beside.receiver
+        else:
+            self.store = Store(None, self.clock, self.store_arena, Counters(), PATIENCE)  # type: ignore[arg-type]
+            self.receiver = Receiver(intake or self.store, Counters(), self.clock, patience)
+            self.store.rejected = self.receiver.rejected
+            self.store.credits.granted = self.receiver.credited
+        self.plan: list[Fault] = []
+        self.record: dict[str, bytearray] = {UP: bytearray(), DOWN: bytearray()}
         self.proxy: Any = None
         self.cache: Any = None
+        self._instance = instance
+        self._streams: dict[str, Stream] = {}
 
     @property
     def cut(self) -> bool:
@@ -202,7 +223,8 @@ class Loop:
         return self.proxy is None
 
     def connect(self, pump: bool = True) -> Loop:
-        self.proxy = Wired(self.clock, self.outlet, link_pb2.PROXY, None)
+        self._streams = {way: Stream(way, self.plan) for way in (UP, DOWN)}
+        self.proxy = Wired(self.clock, self.outlet, link_pb2.PROXY, None, instance=self._instance)
         self.cache = Wired(self.clock, self.receiver, link_pb2.CACHE, None)
         if pump:
             self.pump()
@@ -211,25 +233,22 @@ class Loop:
     def pump(self) -> None:
         """Until nobody has anything to say."""
         while not self.cut:
-            if not (self._move("up") or self._move("down")):
+            if not (self._move(UP) or self._move(DOWN)):
                 break
 
     def _move(self, way: str, times: int = 1 << 30) -> bool:
-        source, target = (self.proxy, self.cache) if way == "up" else (self.cache, self.proxy)
+        source, target = (self.proxy, self.cache) if way == UP else (self.cache, self.proxy)
         data = source.wire.pull(times)
         if not data:
             if source.wire.ended and not source.connection.transport.out:
                 self.disconnect()
             return False
-        offset = self.moved[way]
-        room = self.limits.get(way, 1 << 60) - offset
-        part = self.spoil(way, offset, data[:room])
-        self.moved[way] += len(part)
-        self.record[way] += part
-        if part:
-            target.connection.dataReceived(part)
-        if len(data) > room or self.moved[way] >= self.limits.get(way, 1 << 60):
-            self.disconnect()
+        for item in self._streams[way].take(data):
+            if isinstance(item, Fault):
+                self.disconnect()
+                break
+            self.record[way] += item
+            target.connection.dataReceived(item)
         return True
 
     def disconnect(self) -> None:
@@ -337,7 +356,7 @@ class Intake:
     def held(self, owner: Owner) -> list[tuple[bytes, str, int]]:
         return self.waiting
 
-    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str) -> None:
+    def link_lost(self, owner: Owner, migrations: Sequence[bytes], reason: str, cause: Cause = Cause.LINK) -> None:
         self._called("link_lost", owner, list(migrations), reason)
 
 

@@ -1,4 +1,4 @@
-"""A whole session over a joined pair: as it should be, cut at every byte, and with every byte changed."""
+"""A whole session over a joined pair, and several at once."""
 
 from __future__ import annotations
 
@@ -8,90 +8,13 @@ import pytest
 
 from criu_relay.errors import RelayError
 from criu_relay.interfaces import Mode
-from criu_relay.store.arena import Arena
 from criu_relay.store.credit import STALL_SECONDS
 from criu_relay.store.generation import State
+from criu_relay.wire import link_pb2
+from criu_relay.wire.link_pb2 import Frame
+from tests.link.session import FIRST, KEPT, SECOND, Session, contents, states
 from tests.link.support import MIB, OWNER, Loop, Parsed, Producer, migration, result
-
-KEPT = {"a.img": b"alpha and more", "empty.img": b"", "b.img": b"second", "inventory.img": b"inv"}
-FIRST, SECOND = migration(1), migration(2)
-
-
-class Session:
-    """What a proxy's migration does: everything in order, giving up when it is told that it cannot go on.
-
-    @ivar lost: what it was told when it could not go on.
-    @ivar committed: it has decided to.
-    """
-
-    def __init__(self, loop: Loop, number: bytes = FIRST, name: str = "web") -> None:
-        self.loop = loop
-        self.number = number
-        self.name = name
-        self.lost: list[RelayError] = []
-        self.held: list[Any] = []
-        self.outcome: list[Any] = []
-        self.fetched: list[Any] = []
-        self.committed = False
-        self.outgoing: Any = None
-
-    def _lost(self, error: RelayError) -> None:
-        self.lost.append(error)
-
-    def write(self, name: str, data: bytes, mode: Mode = Mode.REPLACE, snapshot: int = 1) -> None:
-        sink = self.outgoing.open_image(snapshot, name, mode)
-        for at in range(0, len(data), 5):
-            sink.write(data[at : at + 5])
-            self.loop.pump()
-        sink.end()
-        self.loop.pump()
-
-    def run(self, commit: bool = True) -> Session:
-        loop = self.loop
-        self.outgoing = loop.outlet.begin(self.number, self.name, False, self._lost)
-        try:
-            self.outgoing.snapshot(1, "")
-            self.write("a.img", b"alpha")
-            self.write("empty.img", b"")
-            self.write("a.img", b" and more", Mode.APPEND)
-            self.write("b.img", b"first")
-            self.write("b.img", b"second")
-            image = self.outgoing.read_image(1, "a.img")
-            self.fetched = result(image.read(2, 5))
-            loop.pump()
-            self.write("inventory.img", b"inv")
-            self.held = result(self.outgoing.seal({"host": "h"}))
-            loop.pump()
-        except RelayError as error:
-            self.lost.append(error)
-        if self.held and isinstance(self.held[0], RelayError):
-            self.lost.append(self.held[0])
-        self.committed = bool(self.held) and not self.lost and commit
-        if self.held or self.lost:
-            self.outcome = result(self.outgoing.decide(self.committed, "given up"))
-        loop.pump()
-        return self
-
-
-def contents(loop: Loop, name: str) -> dict[str, bytes]:
-    """What a restore gets."""
-    restore = loop.store.namespace(name).begin(None)
-    found = {}
-    for image in KEPT:
-        [opened] = result(restore.open(None, image))
-        if opened is not None:
-            found[image] = result(opened.read(0, MIB))[0]
-            opened.close()
-    return found
-
-
-def states(loop: Loop) -> list[State]:
-    return [generation.state for home in loop.store.namespaces.values() for generation in home.generations]
-
-
-@pytest.fixture(scope="module")
-def arenas() -> tuple[Arena, Arena]:
-    return Arena(4 * MIB, keep=4 * MIB), Arena(4 * MIB, keep=4 * MIB)
+from tests.support.faults import UP
 
 
 def test_as_it_should_be() -> None:
@@ -126,110 +49,9 @@ def test_the_frames_of_a_session() -> None:
         "image", "extent", "image_end", "image", "extent", "extent", "image_end", "fetch",
         "image", "extent", "image_end", "namespace_end", "commit",
     ]  # fmt: skip
-    assert down.kinds[0] == "hello"
-    assert down.kinds[-2:] == ["held", "decided"]
-    assert set(down.kinds) == {"hello", "ping", "pong", "credit", "ack", "fetched", "held", "decided"}
-
-
-def lengths() -> dict[str, int]:
-    loop = Loop().connect()
-    Session(loop).run()
-    return loop.moved
-
-
-def after(loop: Loop, session: Session, other: Session | None = None) -> None:
-    """After whatever happened, and once there is a good link again: nothing hangs, nothing is wrong."""
-    if not loop.cut:
-        loop.disconnect()
-    if session.held and isinstance(session.held[0], RelayError) and session.held[0] not in session.lost:
-        session.lost.append(session.held[0])
-    told = session.lost or (session.held and not isinstance(session.held[0], RelayError))
-    assert told, "the migration was told neither that it is held nor that it is lost"
-    assert len(session.lost) <= 2
-    assert session.fetched == [] or len(session.fetched) == 1
-    for state in states(loop):
-        assert state in (State.HELD, State.ABORTED) or (state is State.COMMITTED and session.committed)
-    if not session.outcome and session.lost:
-        session.outcome = result(session.outgoing.decide(False, "given up"))
-    assert loop.window_arena.used == 0, "window memory is not freed"
-    loop.limits = {}
-    loop.spoil = lambda way, offset, data: data
-    loop.connect()
-    assert State.HELD not in states(loop), "nobody decides on it"
-    assert State.OPEN not in states(loop)
-    assert len(session.outcome) == 1, "the decision was never confirmed"
-    if session.committed:
-        assert session.outcome == ["committed"]
-        assert contents(loop, "web") == KEPT
-    else:
-        assert State.COMMITTED not in states(loop)
-    again = Session(loop, SECOND, "again").run()
-    assert again.outcome == ["committed"]
-    assert contents(loop, "again") == KEPT
-    loop.disconnect()
-    for name in list(loop.store.namespaces):
-        if loop.store.namespaces[name].newest is not None:
-            loop.store.discard(name)
-    loop.settle()
-    assert loop.store_arena.used == 0
-
-
-LENGTHS = lengths()
-SLICES = 8
-
-
-@pytest.mark.parametrize("way", ["up", "down"])
-@pytest.mark.parametrize("part", range(SLICES))
-def test_cut_at_every_byte(arenas: Any, way: str, part: int) -> None:
-    for at in range(1 + part, LENGTHS[way] + 1, SLICES):
-        loop = Loop(arenas=arenas)
-        loop.limits = {way: at}
-        loop.connect()
-        session = Session(loop).run()
-        if loop.cut:
-            loop.clock.advance(3.5)
-        try:
-            after(loop, session)
-        except AssertionError as error:
-            raise AssertionError(f"cut {way} at byte {at} of {LENGTHS[way]}: {error}") from error
-
-
-@pytest.mark.parametrize("way", ["up", "down"])
-@pytest.mark.parametrize("part", range(SLICES))
-def test_every_byte_changed(arenas: Any, way: str, part: int) -> None:
-    """What is served is what was written, whatever byte of the link was changed."""
-    for at in range(part, LENGTHS[way], SLICES):
-        loop = Loop(arenas=arenas)
-
-        def spoil(going: str, offset: int, data: bytes, at: int = at) -> bytes:
-            if going != way or not offset <= at < offset + len(data):
-                return data
-            return data[: at - offset] + bytes([data[at - offset] ^ 1]) + data[at - offset + 1 :]
-
-        loop.spoil = spoil
-        loop.connect()
-        session = Session(loop).run()
-        if not loop.cut:
-            loop.disconnect()
-        loop.clock.advance(3.5)
-        if session.held and not isinstance(session.held[0], RelayError) and not session.outcome:
-            session.outcome = result(session.outgoing.decide(session.committed, ""))
-        elif not session.outcome and session.held:
-            session.outcome = result(session.outgoing.decide(False, "given up"))
-        loop.spoil = lambda way, offset, data: data
-        loop.connect()
-        for name, home in loop.store.namespaces.items():
-            for generation in home.generations:
-                assert generation.state in (State.ABORTED, State.COMMITTED), f"changed {way} {at}"
-                if generation.state is State.COMMITTED:
-                    found = [contents(loop, name)[image] for image in contents(loop, name)]
-                    assert set(found) <= set(KEPT.values()), f"changed {way} {at}: {found}"
-        assert loop.window_arena.used == 0, f"changed {way} {at}"
-        loop.disconnect()
-        for name in list(loop.store.namespaces):
-            loop.store.discard(name)
-        loop.settle()
-        assert loop.store_arena.used == 0, f"changed {way} {at}"
+    assert down.kinds[:2] == ["hello", "resume"]
+    assert [kind for kind in down.kinds if kind != "ack"][-2:] == ["held", "decided"]
+    assert set(down.kinds) == {"hello", "resume", "ping", "pong", "credit", "ack", "fetched", "held", "decided"}
 
 
 def test_every_byte_by_itself() -> None:
@@ -405,12 +227,12 @@ def test_zeros_are_not_sent(leave_out: bool) -> None:
     data = b"begin" + bytes(5 * 4096) + b"x" * 4096 + bytes(MIB) + b"y" * 100 + bytes(9000)
     sink = outgoing.open_image(1, "inventory.img", Mode.REPLACE)
     loop.pump()
-    before = loop.moved["up"]
+    before = len(loop.record[UP])
     for at in range(0, len(data), 7000):
         sink.write(data[at : at + 7000])
     sink.end()
     loop.pump()
-    assert (loop.moved["up"] - before < 10 * 4096) is leave_out
+    assert (len(loop.record[UP]) - before < 10 * 4096) is leave_out
     held = result(outgoing.seal({}))
     loop.pump()
     assert held == [len(data)]
@@ -496,7 +318,7 @@ def test_a_recovered_one_stays_held_until_it_is_decided() -> None:
 def test_a_decision_survives_many_links() -> None:
     loop = Loop().connect()
     session = Session(loop)
-    session.outgoing = loop.outlet.begin(FIRST, "web", False, session._lost)
+    session.outgoing = loop.outlet.begin(FIRST, "web", False, session.lost.append)
     held = result(session.outgoing.seal({}))
     loop.pump()
     assert held == [0]
@@ -510,3 +332,47 @@ def test_a_decision_survives_many_links() -> None:
     loop.disconnect()
     loop.connect()
     assert states(loop) == [State.COMMITTED]
+
+
+def test_an_answer_that_nobody_asked_for_ends_the_link_and_the_decision_is_told_again() -> None:
+    loop = Loop().connect()
+    session = Session(loop)
+    session.attempt(session.everything)
+    decided = result(session.outgoing.decide(True))
+    loop.proxy.say(Frame(decided={"migration": SECOND, "outcome": link_pb2.COMMITTED}))
+    assert loop.proxy.heard()[-1][0].error.reason.endswith("which nobody asked for")
+    assert decided == []
+    loop.disconnect()
+    loop.connect()
+    assert decided == ["committed"]
+
+
+def test_held_under_another_name_is_aborted() -> None:
+    """Its bytes are right, but nobody would restore it under that name."""
+    loop = Loop().connect()
+    session = Session(loop)
+    session.attempt(lambda: session.write("inventory.img", b"inv"))
+    session.sealing = result(session.outgoing.seal({}))
+    loop.proxy.say(Frame(held={"migration": FIRST, "name": "wab", "bytes": 3}))
+    assert "holds web as wab" in session.sealing[0].reason
+    session.decide(False)
+    assert states(loop) == [State.ABORTED]
+
+
+def test_a_decision_is_told_once_over_each_link() -> None:
+    loop = Loop().connect()
+    session = Session(loop)
+    session.attempt(session.everything)
+    decided = [result(session.outgoing.decide(True))]
+    loop.disconnect()
+    loop.outlet.linked = lambda: decided.append(result(session.outgoing.decide(True)))
+    loop.connect()
+    assert decided == [["committed"], ["committed"]]
+    assert Parsed().feed(bytes(loop.record["down"])).kinds.count("decided") == 1
+    loop.disconnect()
+    loop.store.discard("web")
+    loop.store.namespaces.clear()
+    loop.store._generations.clear()
+    loop.connect()
+    assert decided[2:] == [["unknown"]]
+    assert not loop.cut

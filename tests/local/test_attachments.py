@@ -202,6 +202,17 @@ def test_the_length_of_a_path_is_in_bytes(side: Side, directory: Path) -> None:
         side.proxy.attach(str(directory / ("é" * fits)), "web")
 
 
+def test_no_more_are_attached_than_descriptors_allow(
+    side: Side, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("criu_relay.local.attachments.ATTACHMENTS", 1)
+    side.proxy.attach(str(directory), "web")
+    with pytest.raises(Conflict, match="1 directories"):
+        side.proxy.attach(str(directory), "web", "images")
+    side.proxy.detach(str(directory))
+    side.proxy.attach(str(directory), "web", "images")
+
+
 def test_a_leftover_socket_is_taken_over(side: Side, loop: Loop, directory: Path) -> None:
     path = directory / "streamer-capture.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as leftover:

@@ -57,10 +57,62 @@ def place() -> Iterator[Path]:
                 os.kill(pid, signal.SIGKILL)
 
 
+def scripts() -> list[str]:
+    """The commands of the README: one machine, two machines."""
+    return re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def environment(place: Path, *programs: Path) -> dict[str, str]:
+    path = ":".join(str(folder) for folder in (Path(sys.executable).parent, *programs))
+    return {
+        **os.environ,
+        "PATH": f"{path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XDG_RUNTIME_DIR": str(place),
+        "XDG_STATE_HOME": str(place / "state"),
+    }
+
+
+def test_two_machines_of_the_readme(place: Path) -> None:
+    """Both on this one, with a copy that stays here; node A knows node B as localhost."""
+    _, script = scripts()
+    port = free_port()
+    for there, here in {
+        "/run/a": f"{place}/a",
+        "/run/b": f"{place}/b",
+        "/etc/criu-relay": f"{place}/etc",
+        "node-a:": "",
+        "node-b": "localhost",
+        ":9876": f":{port}",
+        "scp ": "cp ",
+    }.items():
+        assert there in script
+        script = script.replace(there, here)
+    for name in ("a", "b", "etc"):
+        (place / name).mkdir()
+    said = place / "said"
+    with said.open("w") as file:
+        done = subprocess.run(
+            ["bash", "-eu", "-c", script], env=environment(place), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            timeout=60, cwd=place,
+        )  # fmt: skip
+    assert done.returncode == 0, said.read_text()
+
+    def status(role: str) -> str:
+        control = place / "criu-relay" / f"{role}.sock"
+        return subprocess.run(
+            ["criu-relay", "--control", control, "status"], env=environment(place), capture_output=True, text=True
+        ).stdout
+
+    until(lambda: "tls send" in status("proxy"), 30, "the link is up", (place / "a" / "proxy.log").read_text)
+    assert re.search(r"^localhost .*tls send", status("proxy"), re.MULTILINE)
+    assert re.search(r"^node-a .*tls send", status("cache"), re.MULTILINE)
+
+
 @pytest.mark.needs_criu
 def test_migration_of_the_readme(place: Path) -> None:
     """The commands as they stand there, but with directories and a port of their own."""
-    (script,) = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script, _ = scripts()
     port = free_port()
     for there, here in {
         "/run/a": f"{place}/a",
@@ -72,13 +124,11 @@ def test_migration_of_the_readme(place: Path) -> None:
         script = script.replace(there, here)
     criu = find_criu()
     assert criu is not None
-    path = f"{Path(sys.executable).parent}:{Path(criu).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "XDG_RUNTIME_DIR": str(place), "XDG_STATE_HOME": str(place / "state")}
     said = place / "said"
     with said.open("w") as file:
         done = subprocess.run(
-            ["bash", "-eu", "-c", script], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            timeout=60, cwd=place,
+            ["bash", "-eu", "-c", script], env=environment(place, Path(criu).parent), stdin=subprocess.DEVNULL,
+            stdout=file, stderr=file, timeout=60, cwd=place,
         )  # fmt: skip
     shown = said.read_text()
     assert done.returncode == 0, shown

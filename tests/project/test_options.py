@@ -19,21 +19,12 @@ from criu_relay.store.policy import Dedup, Policy
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = [ProxyOptions, CacheOptions]
 PROXY_KEYS = [
-    *(
-        "allow-uid",
-        "control",
-        "criu-dev-link",
-        "dedup",
-        "idle",
-        "images",
-        "insecure",
-        "link",
-        "link-fd",
-        "link-timeout",
-    ),
-    *("state", "stream", "window"),
+    *("allow-uid", "control", "criu-dev-link", "dedup", "idle", "images", "insecure", "link", "link-fd"),
+    *("link-timeout", "manhole", "manhole-keys", "metrics", "rate", "state", "stream", "tls-ca", "tls-cert", "tls-key"),
+    *("tls-peer", "window"),
 ]
-CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain", "release", "spill", "ttl"}) - {"window"})
+TLS_FILES = ["--tls-cert", "node.crt", "--tls-key", "node.key", "--tls-ca", "ca.crt"]
+CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain", "release", "spill", "ttl"}) - {"window", "rate"})
 
 
 def parse(side: type[ProxyOptions] | type[CacheOptions], *arguments: str) -> ProxySettings | CacheSettings:
@@ -82,11 +73,16 @@ def test_proxy_defaults() -> None:
         state=Path("/home/x/.state/criu-relay"),
         attachments=(),
         control="unix:/run/user/7/criu-relay/proxy.sock",
+        metrics=None,
+        manhole=None,
+        manhole_keys=None,
         insecure=False,
         idle=3600.0,
         allow_uids=frozenset(),
         link_timeout=30.0,
+        tls=None,
         window=256 * 2**20,
+        rate=None,
         leave_out_zeros=True,
     )
 
@@ -100,10 +96,14 @@ def test_cache_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         state=Path("/home/x/.state/criu-relay"),
         attachments=(),
         control="unix:/run/user/7/criu-relay/cache.sock",
+        metrics=None,
+        manhole=None,
+        manhole_keys=None,
         insecure=False,
         idle=3600.0,
         allow_uids=frozenset(),
         link_timeout=30.0,
+        tls=None,
         memory=5 * 2**30,
         policy=Policy(),
     )
@@ -182,6 +182,18 @@ def test_size_out_of_range() -> None:
     assert refusal(CacheOptions, "--memory", "0") == "--memory 0: too little; give 1M or more"
     assert "more than any machine has" in refusal(CacheOptions, "--memory", str(2**63))
     assert "more than any machine has" in refusal(CacheOptions, "--memory", "9999999999999999999G")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("off", None), ("64K", 65536), ("100M/s", 100 << 20), ("1g/s", 1 << 30), ("70000", 70_000)]
+)
+def test_rate(text: str, rate: int | None) -> None:
+    assert parse(ProxyOptions, "--rate", text).rate == rate
+
+
+@pytest.mark.parametrize("text", ["", "0", "63K", "-1", "1.5M", "fast", "1M/h", "1T", "/s"])
+def test_wrong_rate(text: str) -> None:
+    assert "--rate" in refusal(ProxyOptions, "--rate", text)
 
 
 @pytest.mark.parametrize("name", ["idle", "link-timeout"])
@@ -322,7 +334,7 @@ def test_client_endpoints(name: str, text: str, local: bool) -> None:
     else:
         line = refusal(ProxyOptions, f"--{name}", text)
         assert line.startswith(f"--{name} {text}: the host ")
-        assert line.endswith("is beyond loopback and the link is plain; give a loopback address, or --insecure as well")
+        assert "is beyond loopback and the link is plain; give --tls-cert, --tls-key and --tls-ca, or" in line
 
 
 @pytest.mark.parametrize(
@@ -356,7 +368,7 @@ def test_endpoints_of_other_kinds(text: str) -> None:
         "not one of tcp:; give an endpoint such as tcp:127.0.0.1:9876"
     )
     assert refusal(CacheOptions, "--link", text).endswith(
-        "not one of tcp:, tcp6:; give an endpoint such as tcp:9876:interface=127.0.0.1"
+        "not one of tcp:, tcp6:, systemd:; give an endpoint such as tcp:9876:interface=127.0.0.1"
     )
 
 
@@ -460,6 +472,32 @@ def test_control() -> None:
         assert "give an endpoint such as unix:/run/criu-relay/cache.sock" in refusal(CacheOptions, "--control", text)
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_metrics(side: type[ProxyOptions] | type[CacheOptions]) -> None:
+    for text in ("unix:/tmp/x.sock", "tcp:8000:interface=127.0.0.1", r"tcp6:8000:interface=\:\:1"):
+        assert parse(side, "--metrics", text).metrics == text
+    assert refusal(side, "--metrics", "tcp:8000") == (
+        "--metrics tcp:8000: other machines could reach it; give a loopback address, or --insecure as well"
+    )
+    assert parse(side, "--metrics", "tcp:8000", "--insecure").metrics == "tcp:8000"
+    for text in ("9877", "ssl:5", "tcp:x"):
+        assert "give" in refusal(side, "--metrics", text, "--insecure")
+
+
+def test_manhole(tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys", "")
+    for text in ("unix:/tmp/x.sock", "tcp:2222:interface=127.0.0.1"):
+        settings = parse(CacheOptions, "--manhole", text, "--manhole-keys", "keys")
+        assert (settings.manhole, settings.manhole_keys) == (text, tmp_path / "keys")
+    alone = "--manhole and --manhole-keys belong together; give both, or neither"
+    assert refusal(ProxyOptions, "--manhole", "unix:/m") == refusal(ProxyOptions, "--manhole-keys", keys) == alone
+    assert refusal(ProxyOptions, "--manhole", "unix:/m", "--manhole-keys", "gone") == (
+        f"--manhole-keys gone: no file {tmp_path}/gone; give one that is there"
+    )
+    assert "other machines could reach it" in refusal(ProxyOptions, "--manhole", "tcp:2222", "--manhole-keys", keys)
+    assert parse(ProxyOptions, "--manhole", "tcp:2222", "--manhole-keys", keys, "--insecure").manhole == "tcp:2222"
+
+
 # The file
 
 EVERYTHING = """
@@ -469,6 +507,9 @@ state = "state"
 stream = ["web", "db=base"]
 images = "web"
 control = "unix:/x.sock"
+metrics = "tcp:9877"
+manhole = "unix:/m"
+manhole-keys = "keys"
 idle = 2.5
 allow-uid = [5, 6]
 link-timeout = 7
@@ -479,6 +520,7 @@ def test_file(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     for name in ("web", "db"):
         (conf / name).mkdir(parents=True)
+    write(conf / "keys", "")
     path = write(conf / "relay.toml", EVERYTHING + 'window = "2M"\n')
     assert parse(ProxyOptions, "--config", path) == ProxySettings(
         link="tcp:10.0.0.2:99",
@@ -491,11 +533,16 @@ def test_file(tmp_path: Path) -> None:
             Attached(str(conf / "web"), None, "images"),
         ),
         control="unix:/x.sock",
+        metrics="tcp:9877",
+        manhole="unix:/m",
+        manhole_keys=conf / "keys",
         insecure=True,
         idle=2.5,
         allow_uids=frozenset({5, 6}),
         link_timeout=7.0,
+        tls=None,
         window=2 * 2**20,
+        rate=None,
         leave_out_zeros=True,
     )
 
@@ -503,10 +550,12 @@ def test_file(tmp_path: Path) -> None:
 def test_command_line_wins(tmp_path: Path) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "db").mkdir()
+    write(tmp_path / "keys", "")
     path = write(tmp_path / "relay.toml", EVERYTHING + "window = 2097152\n")
     settings = parse(
         ProxyOptions, "--stream", "db", "--config", path, "--idle", "9", "--window", "3M", "--allow-uid", "1",
         "--link", "tcp:127.0.0.1:1", "--link-timeout", "8", "--state", "/s", "--control", "unix:/y", "--images", "db",
+        "--metrics", "unix:/m", "--manhole", "tcp:22:interface=127.0.0.1", "--manhole-keys", "keys",
     )  # fmt: skip
     assert settings == ProxySettings(
         link="tcp:127.0.0.1:1",
@@ -515,11 +564,16 @@ def test_command_line_wins(tmp_path: Path) -> None:
         state=Path("/s"),
         attachments=(Attached(str(tmp_path / "db"), None, "stream"), Attached(str(tmp_path / "db"), None, "images")),
         control="unix:/y",
+        metrics="unix:/m",
+        manhole="tcp:22:interface=127.0.0.1",
+        manhole_keys=tmp_path / "keys",
         insecure=True,
         idle=9.0,
         allow_uids=frozenset({1}),
         link_timeout=8.0,
+        tls=None,
         window=3 * 2**20,
+        rate=None,
         leave_out_zeros=True,
     )
 
@@ -604,8 +658,96 @@ def test_examples_in_conf(name: str, side: type[ProxyOptions] | type[CacheOption
         alone = line.removeprefix("#").replace("/run/web", str(directory))
         if key == "link-fd":
             continue
-        parse(side, "--config", write(tmp_path / "one.toml", alone), "--insecure")
+        if key.startswith("manhole"):
+            alone = f'manhole = "unix:/m"\nmanhole-keys = "{write(tmp_path / "keys", "")}"\n'
+        files = TLS_FILES if key.startswith("tls-") else []
+        parse(side, "--config", write(tmp_path / "one.toml", alone), "--insecure", *files)
     assert sorted(keys) == (PROXY_KEYS if side is ProxyOptions else CACHE_KEYS)
+
+
+# TLS
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_tls_files(side: type[ProxyOptions] | type[CacheOptions], tmp_path: Path) -> None:
+    tls = parse(side, *TLS_FILES).tls
+    assert tls is not None
+    assert (tls.certificate, tls.key, tls.authorities) == tuple(tmp_path / TLS_FILES[at] for at in (1, 3, 5))
+    (tmp_path / "there").mkdir()
+    config = write(tmp_path / "there" / "relay.toml", 'tls-cert = "a"\ntls-key = "/b"\ntls-ca = "../c"\n')
+    tls = parse(side, "--config", config, "--tls-peer", "x").tls
+    assert tls is not None
+    assert tls.certificate == tmp_path / "there" / "a"
+    assert tls.key == Path("/b")
+    assert tls.authorities.resolve() == tmp_path / "c"
+    assert tls.peers == ("x",)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_tls_needs_all_its_files(side: type[ProxyOptions] | type[CacheOptions]) -> None:
+    for at in (0, 2, 4):
+        some = TLS_FILES[:at] + TLS_FILES[at + 2 :]
+        assert refusal(side, *some).endswith(f"TLS needs all of its files; give {TLS_FILES[at]} as well")
+    assert "give --tls-key and --tls-ca as well" in refusal(side, *TLS_FILES[:2])
+    assert "give --tls-cert and --tls-key and --tls-ca as well" in refusal(side, "--tls-peer", "node-a")
+    for text in ("", "a\0b"):
+        assert "not a file; give one, such as criu-relay make-certs writes" in refusal(
+            side, *TLS_FILES, "--tls-cert", text
+        )
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("Node-A.Example.", "node-a.example"), ("192.0.2.1", "192.0.2.1"), ("2001:DB8:0::1", "2001:db8::1")],
+)
+def test_tls_peers(side: type[ProxyOptions] | type[CacheOptions], text: str, name: str) -> None:
+    tls = parse(side, *TLS_FILES, "--tls-peer", text, "--tls-peer", "b", "--tls-peer", text).tls
+    assert tls is not None
+    assert tls.peers == (name, "b")
+
+
+@pytest.mark.parametrize("text", ["", "a b", "*.example", "a/b", "..", "-a", "é.example", "x" * 64, "1.2.3", "a:1"])
+def test_wrong_tls_peers(text: str) -> None:
+    for side in SIDES:
+        line = refusal(side, *TLS_FILES, "--tls-peer", text)
+        assert line.endswith("neither a DNS name nor an IP address; give one such as node-a.example or 192.0.2.1")
+
+
+def test_the_cache_is_who_the_link_says() -> None:
+    for link, name in (
+        ("tcp:cache.example:9", "cache.example"),
+        (r"tcp:2001\:db8\:\:1:9", "2001:db8::1"),
+        ("tcp:host=10.0.0.9:port=9", "10.0.0.9"),
+    ):
+        tls = parse(ProxyOptions, *TLS_FILES, "--link", link).tls
+        assert tls is not None
+        assert tls.peers == (name,)
+    tls = parse(ProxyOptions, *TLS_FILES).tls
+    assert tls is not None
+    assert tls.peers == ("127.0.0.1",)
+    tls = parse(CacheOptions, *TLS_FILES).tls
+    assert tls is not None
+    assert tls.peers == ()
+
+
+def test_an_inherited_link_names_nobody(pair: tuple[socket.socket, socket.socket]) -> None:
+    given = ["--link-fd", str(pair[0].fileno()), *TLS_FILES]
+    assert refusal(ProxyOptions, *given).endswith("give --tls-peer NAME")
+    assert parse(ProxyOptions, *given, "--tls-peer", "node-b").tls is not None
+    assert parse(CacheOptions, *given).tls is not None
+
+
+def test_tls_makes_a_link_beyond_this_machine_safe() -> None:
+    assert not parse(ProxyOptions, "--link", "tcp:10.0.0.1:9", *TLS_FILES).insecure
+    assert not parse(CacheOptions, "--link", "tcp:9", *TLS_FILES).insecure
+
+
+def test_the_old_link_is_plain_all_the_same() -> None:
+    old = ["--criu-dev-link", "tcp:127.0.0.1:9"]
+    assert "CRIU's own image-cache knows no TLS" in refusal(ProxyOptions, *old, *TLS_FILES)
+    assert "is beyond loopback" in refusal(CacheOptions, "--criu-dev-link", "tcp:9", *TLS_FILES)
+    assert parse(CacheOptions, "--criu-dev-link", "tcp:9:interface=127.0.0.1", *TLS_FILES).tls is not None
 
 
 # Help

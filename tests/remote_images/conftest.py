@@ -8,7 +8,7 @@ import pytest
 
 from tests.remote_images.pair import Pair
 from tests.support.daemons import Relay
-from tests.support.forwarder import Forwarder
+from tests.support.faults import Fault, Faults
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def pair(relay: Relay) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def forwarder() -> Iterator[Callable[..., Forwarder]]:
-    """Makes links that can be cut."""
-    made: list[Forwarder] = []
+def faulty() -> Iterator[Callable[..., Faults]]:
+    """Makes links with faults."""
+    made: list[Faults] = []
 
-    def make(target: int, most: int | None = None) -> Forwarder:
-        made.append(Forwarder(target, most))
+    def make(target: int, *plan: Fault) -> Faults:
+        made.append(Faults(target, *plan))
         return made[-1]
 
     yield make

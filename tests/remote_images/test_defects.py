@@ -14,7 +14,7 @@ import pytest
 from criu_relay.values import available_memory
 from tests.remote_images.pair import LABEL, Pair
 from tests.support.daemons import Relay
-from tests.support.forwarder import Forwarder
+from tests.support.faults import UP, Fault, Faults
 from tests.support.remote_client import APPEND, header, read_all, write_all
 
 PAGE = 4096
@@ -126,11 +126,12 @@ def test_D05_an_image_closed_just_before_finish_is_not_lost(pair: Pair) -> None:
 
 def test_D06_nothing_is_permitted_that_the_cache_does_not_hold(relay: Relay) -> None:
     pair = Pair(relay)
-    pair.start(copy=False)
-    with task() as root, pair.dump().dump() as dump:
-        dump.write("pages-1.img", IMAGES["pages-1.img"])
-    relay.cache.kill()
-    status, answer = pair.ask_to_commit(root.pid)
+    pair.start(proxy=("--link-timeout", "2"), copy=False)
+    with task() as root:
+        with pair.dump().dump() as dump:
+            dump.write("pages-1.img", IMAGES["pages-1.img"])
+        relay.cache.kill()
+        status, answer = pair.ask_to_commit(root.pid)
     assert status in (409, 502, 504)
     assert answer["error"]
     relay.reach("web", "aborted", at="proxy")
@@ -156,19 +157,20 @@ def test_D06_a_task_is_gone_before_its_images_are_served(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("most", [10_000, 1_000_000, 5_000_000])
-def test_D07_a_truncated_image_is_never_served(relay: Relay, forwarder: Callable[..., Forwarder], most: int) -> None:
+def test_D07_a_truncated_image_is_never_served(relay: Relay, faulty: Callable[..., Faults], most: int) -> None:
     pair = Pair(relay)
-    link = forwarder(relay.port, most)
-    pair.start(proxy=("--link", f"tcp:127.0.0.1:{link.port}", "--link-timeout", "3"))
+    link = faulty(relay.port, Fault("stall", UP, most))
+    pair.start(("--link-timeout", "3"), ("--link", f"tcp:127.0.0.1:{link.port}", "--link-timeout", "3"))
     waiting = pair.restore().ask("pages-1.img")
     pair.waiting(1)
     dump = pair.dump()
     dump.push()
     pipe = dump.begin("pages-1.img")
+    relay.reach("web", "open")
     with pytest.raises(BrokenPipeError):
         for _ in range(8):
             os.write(pipe, os.urandom(1 << 20))
-            if link.full.is_set():
+            if link.hit("stall"):
                 link.cut()
                 relay.reach("web", "aborted", at="proxy")
     os.close(pipe)

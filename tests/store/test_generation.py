@@ -138,10 +138,10 @@ def test_snapshots_have_no_gaps(made: Generation, index: int) -> None:
 
 
 def test_snapshots_are_bounded(made: Generation) -> None:
-    for index in range(2, module.SNAPSHOTS_PER_GENERATION + 1):
+    for index in range(2, module.MAX_SNAPSHOTS + 1):
         made.add_snapshot(index, "")
     with pytest.raises(ProtocolError):
-        made.add_snapshot(module.SNAPSHOTS_PER_GENERATION + 1, "")
+        made.add_snapshot(module.MAX_SNAPSHOTS + 1, "")
 
 
 @pytest.mark.parametrize("snapshot", [0, 2, 1 << 31])
@@ -158,7 +158,7 @@ def test_numbers_are_used_once(made: Generation) -> None:
 
 
 def test_images_are_bounded(made: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IMAGES_PER_GENERATION", 3)
+    monkeypatch.setattr(module, "MAX_IMAGES", 3)
     for number in range(3):
         made.open_image(number, 1, f"{number}", Mode.REPLACE)
     with pytest.raises(ProtocolError, match="more than 3"):

@@ -24,7 +24,7 @@ from criu_relay.store.opened import OpenedImage
 from criu_relay.store.policy import Dedup
 from criu_relay.store.table import Kind
 from criu_relay.wire import link as wire
-from tests.store.support import ALICE, BOB, MIB, Bench, digest, outcome
+from tests.store.support import ALICE, BOB, MIB, Bench, digest
 
 OPERATIONS = int(os.environ.get("MODEL_OPERATIONS", "1000"))
 STEPS = 50

@@ -207,6 +207,18 @@ def test_discarding_makes_room_for_names(bench: Bench, monkeypatch: pytest.Monke
         bench.store.discard(name)
 
 
+def test_names_that_are_attached_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NAMESPACES", 2)
+    attached = bench.store.namespace("attached")
+    bench.store.attached = lambda name: name == "attached"
+    for name in "abc":
+        bench.store.namespace(name)
+    assert bench.store.namespaces["attached"] is attached
+    bench.store.attached = lambda name: False
+    bench.store.namespace("d")
+    assert "attached" not in bench.store.namespaces
+
+
 # Generations
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 START_SECONDS = 30.0
 """A daemon imports Twisted and binds its sockets in less than a second; the rest is for a loaded machine."""
 
-STOP_SECONDS = 15.0
-"""From SIGTERM to the end of the process."""
+STOP_SECONDS = 40.0
+"""From SIGTERM to the end of the process, which waits 10 s for what is under way."""
 
 ANSWER_SECONDS = 30.0
 """For one call of the control API that does not wait for anything."""

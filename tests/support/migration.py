@@ -15,8 +15,8 @@ from tests.support.victims import Victim
 DECIDE_SECONDS = 20.0
 """From the end of criu to the decision at both sides."""
 
-REFUSE_SECONDS = 5.0
-"""From the death of a daemon or of the link to the end of criu dump."""
+REFUSE_SECONDS = 7.0
+"""From the death of a daemon or of the link to the end of criu dump, with --link-timeout 2."""
 
 SILENT_SECONDS = 0.5
 """A cache that serves does so at once."""
@@ -133,11 +133,11 @@ class Migration:
         assert after["count"] > before["count"]
         self.victim.counts_on()
 
-    def not_served(self) -> None:
-        """The cache gives nobody an image of it: it says so, or lets one wait for the next dump."""
+    def not_served(self, seconds: float = SILENT_SECONDS) -> None:
+        """The cache gives nobody an image of it: it says so, or lets one wait for the next dump, at least so long."""
         try:
             path = f"/v1/namespaces/{self.namespace}/images/inventory.img"
-            status, body = self.relay.cache.request("GET", path, timeout=SILENT_SECONDS)
+            status, body = self.relay.cache.request("GET", path, timeout=seconds)
         except TimeoutError:
             return
         assert status in (404, 409), (status, body[:200])

@@ -100,3 +100,20 @@ def test_any_messages_in_any_pieces(bodies, cuts):
             got.append(body)
     assert got == bodies
     assert reader.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        (b"\x16\x03\x01\x02", True),
+        (b"\x15\x03\x03\x00", True),
+        (b"\x17\x03\x03\x40", True),
+        (b"\x18\x03\x03\x40", False),
+        (b"\x16\x02\x01\x02", False),
+        (b"GET ", False),
+    ],
+)
+def test_tls_where_there_is_none(first, says):
+    with pytest.raises(ProtocolError) as caught:
+        read(first).take_message()
+    assert ("it looks like TLS" in caught.value.reason) == says

@@ -7,7 +7,7 @@ import string
 import pytest
 
 from criu_relay.errors import Invalid, ProtocolError
-from criu_relay.wire.names import MAX_LABEL, MAX_NAME, check_label, check_name, from_peer
+from criu_relay.wire.names import MAX_HOST, MAX_LABEL, MAX_NAME, check_label, check_name, from_peer, host_name
 
 NAME_CHARACTERS = string.ascii_letters + string.digits + "._-"
 
@@ -61,3 +61,51 @@ def test_a_peer_is_at_fault():
     assert from_peer(check_name, "a", "field name") == "a"
     with pytest.raises(ProtocolError, match="field name '\\.\\.'"):
         from_peer(check_name, "..", "field name")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Node-A", "node-a"),
+        ("a.b.example.", "a.b.example"),
+        ("_x.y", "_x.y"),
+        ("1.example", "1.example"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("2001:DB8::0", "2001:db8::"),
+        (("a" * 63 + ".") * 3 + "b" * 61, ("a" * 63 + ".") * 3 + "b" * 61),
+    ],
+)
+def test_hosts(text, name):
+    assert host_name(text, "host") == name
+    assert len(name) <= MAX_HOST
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            ".",
+            "..",
+            "a..b",
+            ".a",
+            "a/b",
+            "../a",
+            "a b",
+            "a\n",
+            "-a",
+            "a-",
+            "a.-b",
+            "*",
+            "*.a",
+            "é",
+            "a\0",
+            "1.2.3",
+        ),
+        *("x" * 64, ("a" * 63 + ".") * 3 + "b" * 62, "[::1]", "a:1", "::g", "1.2.3.4.5"),
+    ],
+)
+def test_no_hosts(text):
+    with pytest.raises(Invalid, match="host"):
+        host_name(text, "host")

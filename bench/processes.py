@@ -1,0 +1,212 @@
+"""Processes of the benchmark, and what the operating system says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+NANOSECOND = 1e-9
+LOOK = 0.01
+"""Seconds between two looks at the memory of a process: at full speed some 30 MiB come meanwhile."""
+
+BLOCK = 512
+"""Bytes in a unit of st_blocks, stat(2)."""
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far: proc_pid_stat(5), fields 14 and 15."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _status(pid: int) -> dict[str, int]:
+    """Bytes by name, of the lines in kB: proc_pid_status(5)."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if line[-1] == "kB"}
+
+
+def peak_rss(pid: int) -> int:
+    """Bytes: the most that was resident since L{forget_peak}."""
+    return _status(pid)["VmHWM"]
+
+
+def forget_peak(pid: int) -> None:
+    """Let L{peak_rss} begin anew: proc_pid_clear_refs(5)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process takes now: resident memory, and its memfds whether they are mapped or not."""
+    status = _status(pid)
+    memfds: dict[int, int] = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(entry).startswith("/memfd:"):
+                found = entry.stat()
+                memfds[found.st_ino] = found.st_blocks * BLOCK
+    return status["RssAnon"] + status["RssFile"] + sum(memfds.values())
+
+
+@dataclass
+class Usage:
+    """What some processes used within L{measured}: CPU seconds, and peak resident bytes."""
+
+    cpu: dict[str, float]
+    rss: dict[str, int]
+
+
+@contextlib.contextmanager
+def measured(pids: dict[str, int]) -> Iterator[Usage]:
+    """Measure running processes; the result is filled in at the end."""
+    usage = Usage({}, {})
+    for pid in pids.values():
+        forget_peak(pid)
+    before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+    yield usage
+    usage.cpu.update({name: cpu_seconds(pid) - before[name] for name, pid in pids.items()})
+    usage.rss.update({name: peak_rss(pid) for name, pid in pids.items()})
+
+
+class Watched:
+    """The peak of L{memory} within a `with` block.
+
+    @ivar peak: bytes; known at its end.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while True:
+            self.peak = max(self.peak, memory(self._pid))
+            if self._over.wait(LOOK):
+                return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds (CLOCK_MONOTONIC) of the first and the last byte, and how many there were."""
+
+    first: float
+    last: float
+    size: int
+
+
+class Process:
+    """A process whose CPU time and memory count.
+
+    @ivar name: what rows call it.
+    @ivar cpu: CPU seconds; known after L{end}.
+    @ivar rss: peak resident bytes; known after L{end}.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        descriptors: Iterable[int] = (),
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+    ) -> None:
+        """@param descriptors: inherited by it; they are closed here, so that it alone has them."""
+        self.name = name
+        self.cpu = 0.0
+        self.rss = 0
+        self._before = 0.0
+        given = list(descriptors)
+        self.process = subprocess.Popen(
+            [str(part) for part in command], stdin=stdin, stdout=stdout, pass_fds=given, text=True
+        )
+        for descriptor in given:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    def end(self) -> None:
+        """Wait for its end.
+
+        @raise RuntimeError: its exit status is not 0.
+        """
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu = usage.ru_utime + usage.ru_stime - self._before
+        self.rss = usage.ru_maxrss << 10
+        if self.process.returncode != 0:
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}")
+
+
+class Program(Process):
+    """A process that says "ready", works when it is told to, and reports times: see reference/common.h.
+
+    What it used before it was ready does not count.
+    """
+
+    def __init__(self, name: str, command: Sequence[str | Path], descriptors: Iterable[int] = ()) -> None:
+        super().__init__(name, command, descriptors, subprocess.PIPE, subprocess.PIPE)
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended early, with {self.process.wait()}")
+        return line.strip()
+
+    def ready(self) -> str:
+        """Wait until it is; what it said behind "ready"."""
+        word, _, more = self._line().partition(" ")
+        assert word == "ready", word
+        self._before = cpu_seconds(self.process.pid)
+        return more
+
+    def go(self) -> None:
+        """Let it work."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def times(self) -> Times:
+        """Wait for its report."""
+        first, last, size = self._line().split()
+        return Times(int(first) * NANOSECOND, int(last) * NANOSECOND, int(size))
+
+    def end(self) -> None:
+        """See L{Process.end}."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        super().end()
+
+
+def used(programs: Iterable[Process]) -> Usage:
+    """What programs used that have ended."""
+    ended = list(programs)
+    return Usage({one.name: one.cpu for one in ended}, {one.name: one.rss for one in ended})

@@ -1,0 +1,21 @@
+"""The rows of the table, by name, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.measure import Row
+from bench.rows import criu, memory, small, transfer
+from bench.stage import Stage
+
+ROWS: dict[str, Callable[[Stage], list[Row]]] = {
+    "pipe-window0": transfer.pipe_window0,
+    "pipe-window": transfer.pipe_window,
+    "unix": transfer.unix,
+    "serve-pipe": transfer.serve_pipe,
+    "cut-through": transfer.cut_through,
+    "tls": transfer.tls,
+    "small-images": small.small_images,
+    "flat-memory": memory.flat_memory,
+    "criu-1g": criu.criu_1g,
+}

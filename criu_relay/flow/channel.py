@@ -1,0 +1,120 @@
+"""Frames both ways over one connection: the ways there are, and what they have in common.
+
+A channel is made for a Twisted transport that is connected. It takes frames from its user and gives received bytes to
+it, and says when the connection is over.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IReactorFDSet
+
+from criu_relay.flow.frames import (
+    FrameSource,
+    FrameTarget,
+    SocketFrameReader,
+    SocketFrameWriter,
+    TransportFrameWriter,
+)
+
+
+class ChannelUser(FrameSource, FrameTarget, Protocol):
+    """Who has a channel."""
+
+    def secured(self) -> None:
+        """Frames may be sent and will come: the peer is who it must be. Called once, not before C{start}."""
+
+    def turn_ended(self) -> None:
+        """After each turn of the reactor that brought something."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """The connection is over: with None at the peer's end of stream. Called at most once, not after C{stop}."""
+
+
+class Channel(Protocol):
+    """One way for frames to move over a connection.
+
+    @ivar path: what `status` calls this way.
+    """
+
+    path: str
+
+    def start(self) -> None:
+        """Begin."""
+
+    def wake(self) -> None:
+        """The user has a frame to be sent."""
+
+    def stop_reading(self) -> None:
+        """What the peer still sends is not wanted any more."""
+
+    def stop(self) -> None:
+        """Neither read nor write any more. The transport is the caller's."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes that the transport delivered."""
+
+    def connection_lost(self, error: BaseException) -> None:
+        """The transport is gone; the user may be told more about it with C{ended}."""
+
+
+class SocketChannel:
+    """By system calls on the transport's own socket."""
+
+    path = f"{SocketFrameWriter.path}, {SocketFrameReader.path}"
+
+    def __init__(self, reactor: IReactorFDSet, transport: Any, connection: socket.socket, user: ChannelUser) -> None:
+        self._transport = transport
+        self._user = user
+        self._writer = SocketFrameWriter(transport, user, user.ended)
+        self._reader = SocketFrameReader(reactor, connection, user, user.turn_ended, user.ended)
+        self.wake: Callable[[], None] = self._writer.wake
+        self.stop_reading: Callable[[], None] = self._reader.stop
+
+    def start(self) -> None:
+        """See L{Channel.start}."""
+        self._transport.pauseProducing()
+        self._reader.start()
+        self._user.secured()
+
+    def stop(self) -> None:
+        """See L{Channel.stop}."""
+        self._writer.stop()
+        self._reader.stop()
+
+    def data_received(self, data: bytes) -> None:
+        """See L{Channel.data_received}."""
+        raise AssertionError("a paused transport delivers nothing")
+
+    def connection_lost(self, error: BaseException) -> None:
+        """See L{Channel.connection_lost}."""
+
+
+class TransportChannel:
+    """Through the transport: for those that have no socket."""
+
+    path = f"{TransportFrameWriter.path}, dataReceived"
+
+    def __init__(self, transport: Any, user: ChannelUser) -> None:
+        self._user = user
+        self._writer = TransportFrameWriter(transport, user)
+        self.wake: Callable[[], None] = self._writer.wake
+        self.stop: Callable[[], None] = self._writer.stop
+
+    def start(self) -> None:
+        """See L{Channel.start}."""
+        self._user.secured()
+
+    def stop_reading(self) -> None:
+        """See L{Channel.stop_reading}: the user drops what comes."""
+
+    def data_received(self, data: bytes) -> None:
+        """See L{Channel.data_received}."""
+        self._user.feed(data)
+        self._user.turn_ended()
+
+    def connection_lost(self, error: BaseException) -> None:
+        """See L{Channel.connection_lost}."""
