@@ -14,6 +14,7 @@ from criu_relay.wire import link_pb2
 from criu_relay.wire.link_pb2 import Frame
 from tests.link.session import FIRST, KEPT, SECOND, Session, contents, states
 from tests.link.support import MIB, OWNER, Loop, Parsed, Producer, migration, result
+from tests.support.faults import UP
 
 
 def test_as_it_should_be() -> None:
