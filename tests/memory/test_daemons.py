@@ -100,8 +100,7 @@ def test_of_two_that_do_not_fit_one_goes_on(daemons: Relay) -> None:
     until(lambda: not load.running, 60.0, "both dumps have ended", daemons.cache.tail)
     until(lambda: "aborted" in [daemons.state(pair.name) for pair in load.pairs], 30.0, "one of them is given up")
     [other] = [pair for pair in load.pairs if daemons.state(pair.name) != "aborted"]
-    other.commits()
-    assert daemons.state(other.name) == "committed"
+    daemons.reach(other.name, "committed")
 
 
 def test_with_a_place_to_spill_all_of_them_fit(relay: Relay, tmp_path: Path) -> None:
