@@ -18,8 +18,8 @@ from twisted.python.failure import Failure
 
 from criu_relay.admin.manhole.commands import Commands
 from criu_relay.admin.manhole.listing import ROWS_PER_TURN, Listing, Question
-from criu_relay.admin.text import plain
 from criu_relay.errors import RelayError
+from criu_relay.wire.names import plain
 
 CHOICES = 60
 """Completions that are shown: what fits on a screen."""
