@@ -10,6 +10,7 @@ import select
 import socket
 import stat
 import struct
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -30,6 +31,10 @@ MODE = 0o600
 
 #: Connections that may wait to be accepted, when the caller does not say.
 BACKLOG = 128
+
+#: Tries to be alone in a directory, and seconds between them: another one needs it for less than a millisecond, and two
+#: daemons are often started at once. The reactor stands still meanwhile, so this is not for ever.
+LOCK_TRIES, LOCK_SECONDS = 20, 0.005
 
 #: struct ucred of unix(7): pid, uid, gid.
 _CREDENTIALS = struct.Struct("iII")
@@ -88,13 +93,21 @@ def _locked(directory: str) -> Iterator[None]:
     """Alone in `directory`: of two that find the same leftover, the second must not remove the first one's socket."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"another process has locked {directory}", hint="try again") from None
+        if not any(_try_lock(descriptor) for _ in range(LOCK_TRIES)):
+            raise Conflict(f"another process has locked {directory}", hint="try again")
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Whether it is ours now; when not, some time has passed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(LOCK_SECONDS)
+        return False
+    return True
 
 
 def _clear(path: str) -> None:
