@@ -21,16 +21,7 @@ from zope.interface.verify import verifyObject
 
 from criu_relay.errors import Conflict, Forbidden, Invalid, NotFound
 from criu_relay.flow import unix_listener
-from criu_relay.flow.unix_listener import (
-    LOCK_SECONDS,
-    LOCK_TRIES,
-    PATH_LIMIT,
-    UnixListener,
-    allowed,
-    bind_unix,
-    peer_of,
-    peer_of_socket,
-)
+from criu_relay.flow.unix_listener import PATH_LIMIT, UnixListener, allowed, bind_unix, peer_of, peer_of_socket
 from criu_relay.interfaces import Peer
 
 
@@ -185,20 +176,15 @@ class TestWhatIsThere:
         os.close(descriptor)
         bind_unix(path).close()
 
-    def test_who_is_there_for_a_moment_is_waited_for(self, path: str, tmp_path: Path, monkeypatch: Any) -> None:
-        """Two daemons that start at once bind in the same directory."""
-        descriptor = os.open(tmp_path, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        waited: list[float] = []
-
-        def sleep(seconds: float) -> None:
-            waited.append(seconds)
-            if len(waited) == LOCK_TRIES - 1:
-                os.close(descriptor)
-
-        monkeypatch.setattr(unix_listener.time, "sleep", sleep)
-        bind_unix(path).close()
-        assert waited == [LOCK_SECONDS] * (LOCK_TRIES - 1)
+    def test_another_that_binds_there_is_waited_for(self, path: str) -> None:
+        directory = os.open(os.path.dirname(path), os.O_RDONLY)
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with pytest.raises(Conflict, match="locked"):
+            bind_unix(path, patience=0.02)
+        done = threading.Timer(0.1, os.close, [directory])
+        done.start()
+        bind_unix(path, patience=60.0).close()
+        done.join()
 
     def test_many_race_for_one_leftover(self, path: str) -> None:
         for _ in range(20):
