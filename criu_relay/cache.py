@@ -48,9 +48,10 @@ class Cache(Daemon):
         """See L{Daemon}."""
         super().__init__(reactor, settings, reread)
         arena = Arena(settings.memory, keep=min(WARM, settings.memory))
-        self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.retain)
+        self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.policy)
         self.receiver = Receiver(self.store, self.counters, reactor, patience_of(settings))
         self.store.rejected = self.receiver.rejected
+        self.store.credits.granted = self.receiver.credited
         self.attachments = Attachments(reactor, cache_dialects(reactor, self._restores_of), settings.allow_uids)
         self.store.attached = lambda name: any(a.namespace == name for a in self.attachments)
         self.control = CacheControl(self)

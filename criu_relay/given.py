@@ -90,3 +90,13 @@ class Keys:
                 listed = ", or a list" if name in self.repeatable else ""
                 raise usage.UsageError(f"{where} {entry!r}: give {_KINDS[wanted]}{listed}")
         return [Given(where, str(entry), base) for entry in entries]
+
+
+def one(given: dict[str, list[Given]], name: str, reader: Callable[[str], T], default: T | None) -> T | None:
+    """The last value given for an option, as the command line has it."""
+    return given[name][-1].read(reader) if name in given else default
+
+
+def parameter(name: str, doc: str, default: str = "") -> list[str | None]:
+    """A row of optParameters. Its default is shown only: what was not given must be told from what was."""
+    return [name, None, None, f"{doc} [default: {default}]" if default else doc]

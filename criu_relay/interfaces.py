@@ -75,11 +75,11 @@ class IArena(Interface):
     limit = Attribute("The budget in bytes.")
     recycled = Attribute("Bytes of free memory that still has its pages.")
 
-    def force(size: int) -> IExtent:
-        """The same although the budget is used up, for bytes that are here already; at most twice the budget."""
-
     def allocate(size: int) -> IExtent | None:
         """The smallest extent of at least C{size} bytes (at most the largest class); None: over the budget."""
+
+    def force(size: int) -> IExtent:
+        """The same although the budget is used up, for bytes that are here already; at most twice the budget."""
 
     def free(extent: IExtent, shared: bool = False) -> None:
         """Give it back. `shared`: pages of it may still be referred to by a pipe or a socket."""
@@ -89,10 +89,7 @@ class IImageSink(IConsumer):
     """Where the bytes of one image go, in order. Its producer is paused while there is no room."""
 
     def reserve(size: int) -> Room | None:
-        """Room for the next bytes: at least one byte, `size` is what the caller expects to have.
-
-        None: not now; the registered producer is resumed when there is room.
-        """
+        """Room for at least one of the next `size` bytes; None: not now, the producer is resumed when there is."""
 
     def written(count: int) -> None:
         """The first `count` bytes of the room reserved last are filled."""
@@ -124,7 +121,10 @@ class IGrowing(Interface):
         """
 
     def written(count: int) -> None:
-        """The first `count` bytes of the room reserved last are filled."""
+        """The first `count` bytes of what is left of the room reserved last are filled."""
+
+    def zeros(count: int) -> None:
+        """The next `count` bytes are zeros: whole pages of 4096 bytes, from a multiple of 4096 on."""
 
 
 class IOpenedImage(Interface):
@@ -138,6 +138,12 @@ class IOpenedImage(Interface):
         @param fd: the caller's own; not closed here. It is made non-blocking.
         @return: fires with the bytes written: fewer than `size` when the reader left early (no error).
             Errs with L{RelayError} when the image cannot be read. Cancelling stops it.
+        """
+
+    def skip(offset: int, length: int) -> tuple[int, int]:
+        """The reader that L{serve} writes to does not want these bytes; see docs/protocol.md, "Skip".
+
+        @return: from, to: these are not going to be written. Both are the same when nothing is skipped.
         """
 
     def read(offset: int, length: int) -> Deferred[bytes]:
@@ -246,8 +252,11 @@ class IIntake(Interface):
     def open_image(owner: Owner, migration: bytes, image: int, snapshot: int, name: str, mode: Mode) -> None:
         """An image begins, or goes on (APPEND)."""
 
-    def writing(owner: Owner, migration: bytes, image: int, offset: int) -> IGrowing:
-        """Where the bytes from `offset` on go; `offset` must be the end of what is there."""
+    def credit(owner: Owner, migration: bytes) -> None:
+        """From now on the migration sends within the credit that it is granted, beginning with nothing."""
+
+    def writing(owner: Owner, migration: bytes, image: int, offset: int, cost: int = 0) -> IGrowing:
+        """Where the bytes from `offset`, the end of what is there, on go; `cost` is taken off the credit."""
 
     def end_image(owner: Owner, migration: bytes, image: int, size: int, digest: bytes | None) -> None:
         """The image is complete: size and digest must be what was received."""
@@ -264,6 +273,9 @@ class IIntake(Interface):
         @return: True committed, False aborted, None: no such migration (any more). What was decided
             before stays decided.
         """
+
+    def discard_range(owner: Owner, migration: bytes, image: int, offset: int, length: int) -> None:
+        """The whole pages of a range of a complete image are not wanted any more."""
 
     def read(owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
         """Bytes of a complete image of an open migration, for the dump that reads its parent."""

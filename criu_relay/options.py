@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getopt
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -19,7 +18,11 @@ from twisted.python import usage
 from criu_relay import __version__, values
 from criu_relay.admin.rundir import run_directory, socket_path, state_directory
 from criu_relay.given import Given, Keys
+from criu_relay.given import one as _one
+from criu_relay.given import parameter as _parameter
+from criu_relay.memory_options import DEFAULT_DEDUP, MEMORY_FLAGS, MEMORY_PARAMETERS, policy_of
 from criu_relay.settings import Attached, CacheSettings, ProxySettings, Tls
+from criu_relay.store.policy import Dedup
 
 __all__ = ["CacheOptions", "CacheSettings", "ProxyOptions", "ProxySettings"]
 
@@ -46,16 +49,12 @@ TYPES: dict[str, tuple[type, ...]] = {
     "allow-uid": (int,),
     "idle": (int, float),
     "link-timeout": (int, float),
+    "ttl": (int, float),
     "memory": (str, int),
     "window": (str, int),
     "rate": (str, int),
 }
 """What TOML may have for an option; the others take text."""
-
-
-def _parameter(name: str, doc: str, default: str = "") -> list[str | None]:
-    """A row of optParameters. Its default is shown only: what was not given must be told from what was."""
-    return [name, None, None, f"{doc} [default: {default}]" if default else doc]
 
 
 class _RelayOptions(usage.Options):
@@ -276,11 +275,6 @@ class _RelayOptions(usage.Options):
         return item.text
 
 
-def _one(given: dict[str, list[Given]], name: str, reader: Callable[[str], T], default: T | None) -> T | None:
-    """The last value given for an option, as the command line has it."""
-    return given[name][-1].read(reader) if name in given else default
-
-
 def _attachments(given: dict[str, list[Given]]) -> tuple[Attached, ...]:
     found: dict[tuple[str, str], Attached] = {}
     for dialect in ("stream", "images"):
@@ -313,6 +307,7 @@ class ProxyOptions(_RelayOptions):
             "bytes kept until the cache has them, such as 64M; 0 keeps none and sends no digests",
             DEFAULT_WINDOW,
         ),
+        _parameter("dedup", "off: send everything; zero or pages: leave out pages of zeros", DEFAULT_DEDUP),
         _parameter("rate", "bytes per second on the link, such as 100M/s, or off", "off"),
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/proxy.sock, else in /run/criu-relay"
@@ -343,6 +338,7 @@ class ProxyOptions(_RelayOptions):
         window = _one(given, "window", partial(values.size_from, SMALLEST_BUFFER, or_zero=True), None)
         self._settings = ProxySettings(
             window=values.size(DEFAULT_WINDOW) if window is None else window,
+            leave_out_zeros=_one(given, "dedup", values.dedup, Dedup.ZERO) is not Dedup.OFF,
             rate=_one(given, "rate", values.rate, None),
             **self._common(given),
         )
@@ -365,11 +361,12 @@ class CacheOptions(_RelayOptions):
         "    criu restore -D /run/web --stream --action-script $(command -v criu-relay-action)\n"
     )
     optFlags: ClassVar[list[list[str | None]]] = [
-        ["retain", None, "keep images after a confirmed restore, so that they can be restored again"],
+        *MEMORY_FLAGS,
     ]
     optParameters: ClassVar[list[list[str | None]]] = [
         _parameter("link", "endpoint to listen on", default_link),
         _parameter("memory", "bytes that images may take, such as 4G", "half of the available memory"),
+        *MEMORY_PARAMETERS,
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/cache.sock, else in /run/criu-relay"
         ),
@@ -394,6 +391,6 @@ class CacheOptions(_RelayOptions):
         memory = _one(given, "memory", partial(values.size_from, SMALLEST_BUFFER), None)
         self._settings = CacheSettings(
             memory=values.available_memory() // 2 if memory is None else memory,
-            retain="retain" in given,
+            policy=policy_of(given),
             **self._common(given),
         )

@@ -69,7 +69,9 @@ class Proxy(Daemon):
             whole = max(settings.window, values.available_memory() // 2)
             return OldOutlet(reactor, settings.criu_dev_link, Arena(whole, keep=0), self.counters)
         arena = Arena(settings.window, keep=settings.window)
-        outlet = LinkOutlet(reactor, reactor, arena, self.counters, patience_of(settings), settings.rate)
+        outlet = LinkOutlet(
+            reactor, reactor, arena, self.counters, patience_of(settings), settings.rate, settings.leave_out_zeros
+        )
 
         def made(owned: Ownership) -> LinkConnection:
             greeting = hello(PROXY, self.instance, outlet.session)

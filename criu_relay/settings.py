@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from criu_relay.store.policy import Policy
+
 
 class Attached(NamedTuple):
     """One directory that CRIU's socket is bound in.
@@ -77,10 +79,12 @@ class ProxySettings(Settings):
 
     @ivar window: bytes kept until the cache has them; 0: nothing is kept.
     @ivar rate: bytes of image data per second on the link; None: as fast as it goes.
+    @ivar leave_out_zeros: pages of zeros are not sent.
     """
 
     window: int
     rate: int | None
+    leave_out_zeros: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,8 @@ class CacheSettings(Settings):
     """What the cache is told.
 
     @ivar memory: bytes that images may take.
-    @ivar retain: keep images after a confirmed restore.
+    @ivar policy: what is done with it when there is a choice.
     """
 
     memory: int
-    retain: bool
+    policy: Policy

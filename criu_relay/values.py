@@ -26,6 +26,7 @@ from twisted.internet.protocol import ClientFactory, Factory
 
 from criu_relay import errors
 from criu_relay.settings import Attached
+from criu_relay.store.policy import Dedup
 from criu_relay.wire.names import check_name, host_name
 
 FIRST_INHERITED = 3
@@ -284,6 +285,14 @@ def state(text: str, base: Path) -> Path:
     if not text or (path.exists() and not path.is_dir()):
         raise ValueError("not a directory; give one, it is created when it is missing")
     return path
+
+
+def dedup(text: str) -> Dedup:
+    """What is held, and sent, once."""
+    try:
+        return Dedup(text)
+    except ValueError:
+        raise ValueError(f"give one of {', '.join(one.value for one in Dedup)}") from None
 
 
 def pem_file(text: str, base: Path) -> Path:

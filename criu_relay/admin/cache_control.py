@@ -13,6 +13,7 @@ from criu_relay.admin.limits import limited
 from criu_relay.daemon import endpoint_of
 from criu_relay.errors import Aborted, Conflict, NotFound
 from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
+from criu_relay.store.figures import Accounts
 from criu_relay.store.generation import Generation, State
 from criu_relay.store.image import Image
 from criu_relay.store.opened import OpenedImage
@@ -36,20 +37,25 @@ class CacheControl:
     def status(self) -> dict[str, Any]:
         """See L{IControl.status}."""
         cache = self._cache
-        arena = cache.store.arena
+        accounts = cache.store.accounts()
         return cache.common_status() | {
             "role": self.role,
             "instance": cache.instance.hex(),
             "link": self.link(),
-            "memory": {"used": arena.used, "limit": arena.limit, "recycled": arena.recycled},
+            "memory": accounts.memory,
             "attachments": [attachment.described() for attachment in cache.attachments],
-            "namespaces": self.namespaces(),
+            "namespaces": self._newest(accounts),
             "waiting": self.waiting(),
         }
 
     def namespaces(self) -> list[dict[str, Any]]:
         """See L{IControl.namespaces}."""
-        return list(self.each_namespace())
+        return self._newest(self._cache.store.accounts())
+
+    def _newest(self, accounts: Accounts) -> list[dict[str, Any]]:
+        namespaces = self._cache.store.namespaces.values()
+        newest = [namespace.newest for namespace in namespaces if namespace.newest is not None]
+        return [self._described(one) | {"memory": accounts.of[one]} for one in newest]
 
     def each_namespace(self) -> Iterator[dict[str, Any]]:
         """See L{IInspected.each_namespace}."""
@@ -72,7 +78,8 @@ class CacheControl:
             }
             for snapshot in generation.snapshots
         ]
-        return self._described(generation) | {"snapshots": snapshots}
+        figures = self._cache.store.accounts().of[generation]
+        return self._described(generation) | {"memory": figures, "snapshots": snapshots}
 
     def each_image(self, name: str) -> Iterator[dict[str, Any]]:
         """See L{IInspected.each_image}."""
@@ -224,4 +231,4 @@ def _image(image: Image) -> dict[str, Any]:
 
 
 def _inspected(image: Image) -> dict[str, Any]:
-    return _image(image) | {"snapshot": image.snapshot, "readers": image.readers, "memory": image.memory}
+    return _image(image) | {"snapshot": image.snapshot, "readers": len(image.readers), "memory": image.memory}

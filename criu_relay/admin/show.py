@@ -67,11 +67,19 @@ def namespace_row(one: dict[str, Any]) -> list[str]:
 
 def _namespaces(answer: dict[str, Any]) -> list[str]:
     rows = [namespace_row(one) for one in answer["namespaces"]]
-    notes = [note("", one["reason"]) + note("-> ", one["hint"]) for one in answer["namespaces"]]
+    notes = [_figures(one) + note("", one["reason"]) + note("-> ", one["hint"]) for one in answer["namespaces"]]
     if not rows:
         return []
     head, *lines = table(NAMESPACE_HEADS, rows)
     return [head, *(line for row, more in zip(lines, notes, strict=True) for line in (row, *more))]
+
+
+def _figures(namespace: dict[str, Any]) -> list[str]:
+    """What became of its bytes, when that is more than that they are held."""
+    figures = {name: count for name, count in namespace.get("memory", {}).items() if count}
+    if not figures or set(figures) == {"held"}:
+        return []
+    return note("", ", ".join(f"{name} {size(count)}" for name, count in figures.items()))
 
 
 def _waiting(answer: dict[str, Any]) -> list[str]:
@@ -85,6 +93,7 @@ def images(namespaces: list[dict[str, Any]]) -> list[str]:
     for namespace in namespaces:
         lines += [""] if lines else []
         lines.append(plain(f"{namespace['name']}: {namespace['state']}, {size(namespace['bytes'])}"))
+        lines += _figures(namespace)
         several = len(namespace["snapshots"]) > 1
         rows = [
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,17 @@ from criu_relay.interfaces import IImageSink, IOpenedImage
 PIECE = 1 << 20
 
 
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The one range that a Range header names, as far as there are bytes: from, to (RFC 9110, 14.1.2).
+
+    @return: None: all of it, as for every form of the header that is not one range from a first byte on.
+    """
+    found = re.fullmatch(r"bytes=([0-9]{1,19})-([0-9]{0,19})", header or "")
+    if found is None or int(found[1]) >= size or (found[2] and int(found[2]) < int(found[1])):
+        return None
+    return int(found[1]), min(int(found[2]) + 1, size) if found[2] else size
+
+
 @implementer(IPushProducer)
 class Download:
     """One image on its way to one client: a piece is read when the one before has left."""
@@ -29,28 +41,34 @@ class Download:
         """@param image: closed at the end, however that comes."""
         self._request = request
         self._image = image
+        self._next, self._stop = 0, image.size
         self._room: Deferred[None] = succeed(None)
         self._run: Deferred[None] | None = None
 
     def start(self) -> None:
         """Answer with the image; the request is finished, or its connection closed, when that is over."""
         request = self._request
+        wanted = byte_range(request.getHeader("Range"), self._image.size)
         request.setHeader(b"Content-Type", b"application/octet-stream")
-        request.setHeader(b"Content-Length", b"%d" % self._image.size)
+        request.setHeader(b"Accept-Ranges", b"bytes")
+        if wanted is not None:
+            self._next, self._stop = wanted
+            request.setResponseCode(http.PARTIAL_CONTENT)
+            request.setHeader(b"Content-Range", b"bytes %d-%d/%d" % (self._next, self._stop - 1, self._image.size))
+        request.setHeader(b"Content-Length", b"%d" % (self._stop - self._next))
         request.notifyFinish().addErrback(lambda _: self.stopProducing())
         request.registerProducer(self, True)
         self._run = Deferred.fromCoroutine(self._send())
         self._run.addBoth(self._over)
 
     async def _send(self) -> None:
-        sent = 0
         self._request.write(b"")
-        while sent < self._image.size:
+        while self._next < self._stop:
             await self._room
-            data = await self._image.read(sent, min(PIECE, self._image.size - sent))
+            data = await self._image.read(self._next, min(PIECE, self._stop - self._next))
             if not data:
                 raise RelayError("the image ended early")
-            sent += len(data)
+            self._next += len(data)
             self._request.write(data)
 
     def _over(self, result: Failure | None) -> None:

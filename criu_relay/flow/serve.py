@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from twisted.internet.interfaces import IReactorFDSet, IWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from criu_relay.errors import RelayError
+from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge
 
 PIPE_BYTES_PER_TURN = 1 << 20
@@ -22,33 +23,42 @@ SOCKET_BYTES_PER_SEND = 256 << 10
 """Measured best for send(2) of mapped memory to a unix socket."""
 
 
+PENDING_SKIPS = 1024
+"""Ranges that a reader may ask to skip ahead of where it is: bounds what it can make us remember."""
+
+
 class Piece(Protocol):
-    """A run of bytes that lies in one memfd."""
+    """A run of bytes that lies in one file."""
 
     @property
     def fd(self) -> int: ...
     @property
     def offset(self) -> int: ...
     @property
-    def view(self) -> memoryview: ...
+    def length(self) -> int: ...
+    def view(self, most: int) -> memoryview: ...
 
 
 class Readable(Protocol):
-    """An image as the server sees it.
-
-    `shared` is set when pages of it were passed on by reference.
-    """
+    """An image as the server sees it."""
 
     size: int
-    shared: bool
 
-    def piece(self, offset: int) -> Piece: ...
+    def piece(self, offset: int) -> Piece:
+        """The run of bytes from `offset` on."""
+
+    def passed(self, offset: int, count: int) -> None:
+        """These bytes were passed on by reference: a pipe may refer to their memory."""
+
+    def moved(self, position: int) -> None:
+        """Nothing before `position` is read any more."""
 
 
 @implementer(IWriteDescriptor)
 class ImageServer:
     """One image on its way into one descriptor.
 
+    @ivar position: the offset in the image of the next byte that is written, unless it is skipped.
     @ivar done: fires with the bytes written when all are written or the reader left; errs with
         L{RelayError} when the image cannot be read on.
     """
@@ -67,6 +77,8 @@ class ImageServer:
         os.set_blocking(self._fd, False)
         self._pipe = stat.S_ISFIFO(os.fstat(self._fd).st_mode)
         self._written = 0
+        self._skips: deque[tuple[int, int]] = deque()
+        self.position = 0
         self.done: Deferred[int] = Deferred(lambda _: self._stop())
 
     def start(self) -> None:
@@ -86,13 +98,42 @@ class ImageServer:
         """For Twisted's log."""
         return "image server"
 
+    def skip(self, offset: int, length: int) -> tuple[int, int]:
+        """The reader does not want these bytes. Those before `position`, and before a range that was skipped, come.
+
+        @return: which are not going to be written: from, to. Nothing is skipped where both are the same.
+        @raise Conflict: too many ranges are to be skipped.
+        """
+        stop = min(offset + length, self._image.size)
+        start = max(offset, self._skips[-1][1] if self._skips else self.position)
+        if start >= stop:
+            return stop, stop
+        if self._skips and self._skips[-1][1] == start:
+            self._skips[-1] = self._skips[-1][0], stop
+        elif len(self._skips) >= PENDING_SKIPS:
+            raise Conflict(f"{PENDING_SKIPS} ranges wait to be skipped", hint="read up to them first")
+        else:
+            self._skips.append((start, stop))
+        self._advance(0)
+        if self.position == self._image.size:
+            self._finish()
+        return start, stop
+
+    def fail(self, error: RelayError) -> None:
+        """It cannot go on: the reader gets no more."""
+        if self._fd >= 0:
+            self._stop()
+            self.done.errback(error)
+
     def doWrite(self) -> None:
         """The pipe or socket has room: fill it, at most 1 MiB."""
         most, before = PIPE_BYTES_PER_TURN, self._written
         try:
-            while most > 0 and self._written < self._image.size:
-                sent = self._send(self._image.piece(self._written), most)
+            while most > 0 and self.position < self._image.size:
+                stop = self._skips[0][0] if self._skips else self._image.size
+                sent = self._send(self._image.piece(self.position), min(most, stop - self.position))
                 self._written += sent
+                self._advance(sent)
                 most -= sent
         except BlockingIOError:
             return
@@ -100,25 +141,30 @@ class ImageServer:
             self._finish()
             return
         except (OSError, RelayError) as error:
-            self._stop()
-            reason = error if isinstance(error, RelayError) else RelayError(f"cannot write an image: {error}")
-            self.done.errback(reason)
+            self.fail(error if isinstance(error, RelayError) else RelayError(f"cannot write an image: {error}"))
             return
         finally:
             self._served(self._written - before)
-        if self._written == self._image.size:
+        if self.position == self._image.size:
             self._finish()
 
     def connectionLost(self, reason: Failure) -> None:
         """The reader is gone; criu may close early."""
         self._finish()
 
+    def _advance(self, count: int) -> None:
+        self.position += count
+        if self._skips and self._skips[0][0] == self.position:
+            self.position = self._skips.popleft()[1]
+        self._image.moved(self.position)
+
     def _send(self, piece: Piece, most: int) -> int:
-        count = min(most, len(piece.view))
+        count = min(most, piece.length)
         if self._pipe:
-            self._image.shared = True
-            return os.sendfile(self._fd, piece.fd, piece.offset, count)
-        return os.write(self._fd, piece.view[: min(count, SOCKET_BYTES_PER_SEND)])
+            sent = os.sendfile(self._fd, piece.fd, piece.offset, count)
+            self._image.passed(self.position, sent)
+            return sent
+        return os.write(self._fd, piece.view(min(count, SOCKET_BYTES_PER_SEND)))
 
     def _stop(self) -> None:
         if self._fd >= 0:

@@ -115,6 +115,10 @@ class FetchedImage:
             writer.close()
         return offset
 
+    def skip(self, offset: int, length: int) -> tuple[int, int]:
+        """See L{IOpenedImage.skip}: a dump that reads its parent gets all of it."""
+        return self.size, self.size
+
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """See L{IOpenedImage.read}."""
         return self._fetches.ask(self._send, self._migration, self._image, offset, min(length, wire.MAX_PAYLOAD))

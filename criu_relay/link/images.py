@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -10,10 +11,10 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from criu_relay.errors import Aborted, Conflict
-from criu_relay.flow.frames import MemfdRange, OutFrame, PipeRange
+from criu_relay.flow.frames import OutFrame, PipeRange
 from criu_relay.interfaces import IImageSink, IPassingSink, Mode, Room
+from criu_relay.link.chunk import Chunk
 from criu_relay.link.sent import Sent
-from criu_relay.link.window import Chunk
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
 
@@ -50,6 +51,15 @@ class QueuedImage:
         """Something waits to be sent."""
         return bool(self._frames)
 
+    def next_frame(self) -> tuple[OutFrame, Sent] | None:
+        """The next of its frames, and what is kept of it; None: it needs more credit. Call only when `ready`."""
+        item = self._frames[0]
+        if isinstance(item, link_pb2.Frame):
+            self._frames.popleft()
+            frame = OutFrame(wire.encode(item))
+            return frame, Sent(self.migration, frame, asks=item.HasField("fetch"))
+        return self.extent(item)
+
     def begin(self, mode: Mode) -> None:
         """A write begins."""
         self.complete = False
@@ -68,6 +78,7 @@ class QueuedImage:
         """See L{IImageSink}."""
         if self._producer is not None:
             self.migration.window.forget(self._producer)
+            self.migration.credit.forget(self._producer)
             self._producer = None
 
     def stop(self) -> None:
@@ -90,21 +101,13 @@ class QueuedImage:
         self.release_room()
         self.migration.fail(Aborted(f"image {self.name}: {reason}"))
 
-    def next_frame(self) -> tuple[OutFrame, Sent]:
-        """The next of its frames, and what is kept of it; call only when `ready`."""
-        item = self._frames.popleft()
-        if isinstance(item, link_pb2.Frame):
-            frame = OutFrame(wire.encode(item))
-            return frame, Sent(self.migration, frame, asks=item.HasField("fetch"))
-        return self.extent(item)
-
     def drop(self) -> None:
         """Nothing more of it is sent."""
         self.release_room()
         while self._frames:
             item = self._frames.popleft()
             if isinstance(item, Chunk):
-                self.migration.window.release(item)
+                self._give_up(item)
             elif isinstance(item, link_pb2.Frame) and item.HasField("fetch"):
                 self.migration.fetches.give_up(item.fetch.request, Aborted(f"image {self.name} was replaced"))
 
@@ -117,10 +120,18 @@ class QueuedImage:
         self._frames.append(item)
         self.migration.image_ready(self)
 
-    def header(self, offset: int, length: int) -> bytes:
-        """Of the frame with C{length} bytes from C{offset} on."""
-        body = link_pb2.Extent(migration=self.migration.id, image=self.number, offset=offset)
-        return wire.encode(link_pb2.Frame(extent=body, payload=length))
+    def header(self, offset: int, payload: int, runs: Sequence[int] = ()) -> bytes:
+        """Of the frame with C{payload} bytes from C{offset} on, and zeros between them as C{runs} say."""
+        body = link_pb2.Extent(migration=self.migration.id, image=self.number, offset=offset, runs=wire.pack_runs(runs))
+        return wire.encode(link_pb2.Frame(extent=body, payload=payload or None))
+
+    def _give_up(self, chunk: Chunk) -> None:
+        """The rest of it is not sent."""
+        self.migration.credit.sent(chunk.filled - chunk.start)
+        if chunk.sent is not None and chunk.sent.frame is not None:
+            chunk.sent.chunk = chunk
+        else:
+            self.migration.window.release(chunk)
 
     def reserve(self, size: int) -> Room | None:
         """See L{IImageSink.reserve}."""
@@ -134,8 +145,8 @@ class QueuedImage:
         """See L{IConsumer.write}."""
         raise NotImplementedError
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent]:
-        """The frame of a payload, and what is kept of it."""
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent] | None:
+        """The frame of a payload, which waits first, and what is kept of it; None: there is no credit for any of it."""
         raise NotImplementedError
 
     def digest_now(self) -> bytes | None:
@@ -159,7 +170,11 @@ class OutgoingImage(QueuedImage):
         self.migration.check()
         if self._room is None:
             tail = self._frames[-1] if self._frames else None
-            if isinstance(tail, Chunk) and tail.extent.size - tail.filled >= size:
+            if self.migration.credit.full:
+                if self._producer is not None:
+                    self.migration.credit.wait(self._producer)
+                return None
+            if isinstance(tail, Chunk) and tail.room >= size:
                 self._room = tail
             else:
                 extent = self.migration.window.allocate(size)
@@ -177,8 +192,10 @@ class OutgoingImage(QueuedImage):
         assert chunk is not None
         self._room = None
         self._hash.update(chunk.extent.view[chunk.filled : chunk.filled + count])
-        chunk.filled += count
+        chunk.add(count)
+        left_out = chunk.squeeze() if self.migration.window.leave_out_zeros else 0
         self.size += count
+        self.migration.credit.queue(count - left_out)
         if not self._frames or self._frames[-1] is not chunk:
             self.queue(chunk)
 
@@ -197,15 +214,22 @@ class OutgoingImage(QueuedImage):
             self.written(count)
             rest = rest[count:]
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent]:
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent] | None:
         """See L{QueuedImage.extent}."""
         assert isinstance(item, Chunk)
+        credit = self.migration.credit
+        part = item.take(credit.left)
+        if part is None:
+            return None
         if item is self._room:
             self._room = None
-        view = item.extent.view[: item.filled]
-        payload = MemfdRange(item.extent.fd, item.extent.offset, view)
-        frame = OutFrame(self.header(item.offset, item.filled), payload)
-        return frame, Sent(self.migration, frame, item.filled, item)
+        if part.last:
+            self._frames.popleft()
+        credit.spend(part.cost)
+        credit.sent(part.payload)
+        frame = OutFrame(self.header(part.offset, part.payload, part.told), part.range)
+        item.sent = Sent(self.migration, frame, part.payload, item if part.last else None)
+        return frame, item.sent
 
     def digest_now(self) -> bytes | None:
         """See L{QueuedImage.digest_now}."""
@@ -213,7 +237,7 @@ class OutgoingImage(QueuedImage):
 
     def release_room(self) -> None:
         """See L{QueuedImage.release_room}."""
-        if self._room is not None and not self._room.filled:
+        if self._room is not None and not (self._room.filled or self._room.length):
             self.migration.window.release(self._room)
         self._room = None
 
@@ -230,6 +254,7 @@ class PassedImage(QueuedImage):
         self._sent = 0
         self._copied = memoryview(b"")
         self._offered: PipeRange | None = None
+        self._passing: PipeRange | None = None
 
     def offer(self, fd: int, count: int) -> None:
         """See L{IPassingSink.offer}."""
@@ -258,15 +283,32 @@ class PassedImage(QueuedImage):
         for start in range(0, len(data), wire.MAX_PAYLOAD):
             self.queue(bytes(data[start : start + wire.MAX_PAYLOAD]))
 
-    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent]:
+    def extent(self, item: Chunk | PipeRange | bytes) -> tuple[OutFrame, Sent] | None:
         """See L{QueuedImage.extent}."""
         assert not isinstance(item, Chunk)
-        count = item.count if isinstance(item, PipeRange) else len(item)
+        whole = item.count if isinstance(item, PipeRange) else len(item)
+        credit = self.migration.credit
+        pages = credit.left // (wire.PAGE + wire.ENTRY)
+        count = min(whole, -self._sent % wire.PAGE + pages * wire.PAGE)
+        if not count:
+            return None
         header = self.header(self._sent, count)
+        credit.spend(wire.extent_cost(self._sent, count))
         self._sent += count
-        if isinstance(item, bytes) and not self._frames:
+        if isinstance(item, PipeRange):
+            if count == whole:
+                self._frames.popleft()
+                self._passing = item
+            else:
+                item.count -= count
+                self._passing = PipeRange(item.fd, count, lambda: None)
+            return OutFrame(header, self._passing), Sent(self.migration, None, count)
+        self._frames.popleft()
+        if count < whole:
+            self._frames.appendleft(item[count:])
+        elif not self._frames:
             self._taken()
-        return OutFrame(header, item), Sent(self.migration, None, count)
+        return OutFrame(header, item[:count]), Sent(self.migration, None, count)
 
     def digest_now(self) -> bytes | None:
         """See L{QueuedImage.digest_now}."""
@@ -275,10 +317,11 @@ class PassedImage(QueuedImage):
     def drop(self) -> None:
         """See L{QueuedImage.drop}; a pipe that is being passed on is about to be closed."""
         super().drop()
-        if self._offered is not None:
-            self._offered.abandon()
+        for pipe in (self._offered, self._passing):
+            if pipe is not None:
+                pipe.abandon()
 
     def _taken(self) -> None:
-        self._offered = None
+        self._offered = self._passing = None
         if self._producer is not None:
             self._producer.resumeProducing()

@@ -10,6 +10,7 @@ from zope.interface import implementer
 
 from criu_relay.errors import Aborted, Conflict, LinkLost, RelayError
 from criu_relay.interfaces import IImageSink, IOpenedImage, IOutgoing, Mode
+from criu_relay.link.credit import SendCredit
 from criu_relay.link.fetch import FetchedImage, Fetches
 from criu_relay.link.images import OutgoingImage, PassedImage, QueuedImage
 from criu_relay.link.window import Window
@@ -26,6 +27,7 @@ class OutgoingMigration:
     @ivar id: its 16 bytes.
     @ivar namespace: its name; "" when it is not known any more.
     @ivar told: the cache has been sent something of it.
+    @ivar credit: what it may send.
     @ivar closed: the closing header is on its way.
     @ivar held: the cache has verified all of it.
     """
@@ -63,6 +65,7 @@ class OutgoingMigration:
         self._sealing: Deferred[int] | None = None
         self._closing: list[link_pb2.Frame] = []
         self._round: set[QueuedImage] = set()
+        self.credit = SendCredit(window, ready)
 
     def check(self) -> None:
         """@raise RelayError: the migration cannot go on."""

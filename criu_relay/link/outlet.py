@@ -94,12 +94,14 @@ class LinkOutlet:
         counters: Counters,
         patience: float = 0.0,
         rate: int | None = None,
+        leave_out_zeros: bool = True,
     ) -> None:
         """
         @param patience: seconds that open migrations wait for a lost link to be made again; 0: they abort.
         @param rate: see L{Pace}.
+        @param leave_out_zeros: pages of zeros are not sent.
         """
-        self.window = Window(arena)
+        self.window = Window(arena, leave_out_zeros)
         self.connection: LinkConnection | None = None
         self._sent = SentLog(self.window)
         self._machine: Machine[State, Event] = Machine("the link", TABLE, State.DOWN, lambda state: None)
@@ -178,6 +180,11 @@ class LinkOutlet:
             self._sent.acknowledged(frame.ack.frames)
         elif kind == "resume":
             self._resume(connection, frame.resume)
+        elif kind == "credit":
+            outgoing = self._migrations.get(frame.credit.migration)
+            if outgoing is not None:
+                outgoing.credit.granted(frame.credit.bytes)
+                connection.wake()
         elif kind == "held":
             self._held(connection, frame.held)
         elif kind == "decided":
@@ -213,11 +220,16 @@ class LinkOutlet:
 
     def _next_of_images(self) -> OutFrame | None:
         while (image := self._turns.next()) is not None:
-            frame = None
+            frame, waits = None, False
             if image.ready:
-                frame, sent = image.next_frame()
-                self._sent.add(sent)
-            self._turns.took(image, frame.size if frame is not None else 0)
+                found = image.next_frame()
+                if found is None:
+                    waits = True
+                    image.migration.credit.park(image)
+                else:
+                    frame, sent = found
+                    self._sent.add(sent)
+            self._turns.took(image, frame.size if frame is not None else 0, waits)
             if not image.ready:
                 image.migration.image_sent(image)
             if frame is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -20,7 +22,7 @@ MODES = {link_pb2.REPLACE: Mode.REPLACE, link_pb2.APPEND: Mode.APPEND}
 OUTCOMES = {True: link_pb2.COMMITTED, False: link_pb2.ABORTED, None: link_pb2.UNKNOWN}
 
 
-COUNTED = ("namespace", "snapshot", "image", "extent", "image_end", "namespace_end", "fetch", "gap")
+COUNTED = ("namespace", "snapshot", "image", "extent", "image_end", "namespace_end", "fetch", "discard", "gap")
 """Kinds of frames that a session counts: the others are said anew on each link."""
 
 
@@ -46,11 +48,19 @@ class ExtentSink(Taking):
     """The payload of one Extent frame, into its image."""
 
     def __init__(
-        self, receiver: Receiver, session: Session, connection: LinkConnection, migration: bytes, image: IGrowing
+        self,
+        receiver: Receiver,
+        session: Session,
+        connection: LinkConnection,
+        migration: bytes,
+        image: IGrowing,
+        runs: Sequence[int],
     ) -> None:
+        """@param runs: bytes of payload and of zeros in turn."""
         super().__init__(receiver, session, connection)
         self._migration = migration
         self._image = image
+        self._runs = deque(runs)
         self._dropping = memoryview(b"")
 
     def room(self, remaining: int) -> memoryview | None:
@@ -60,15 +70,39 @@ class ExtentSink(Taking):
         try:
             return self._image.reserve(remaining).view[:remaining]
         except RelayError as error:
-            self._receiver.refuse(self._session, self._migration, error)
-            self._dropping = memoryview(bytearray(remaining))
+            self._drop(error, remaining)
             return self._dropping
 
     def filled(self, count: int) -> None:
         """See L{wire.PayloadSink}."""
         super().filled(count)
-        if not self._dropping:
-            self._image.written(count)
+        self._take_zeros()
+        while count and not self._dropping:
+            part = min(count, self._runs[0])
+            self._image.written(part)
+            self._runs[0] -= part
+            count -= part
+            if count:
+                self._take_zeros()
+
+    def done(self) -> None:
+        """All of it has come."""
+        self._take_zeros()
+        super().done()
+
+    def _take_zeros(self) -> None:
+        """Those that come next, but not before what is behind them: should the link break, the next goes on there."""
+        try:
+            while self._runs and not self._runs[0] and not self._dropping:
+                self._runs.popleft()
+                if self._runs:
+                    self._image.zeros(self._runs.popleft())
+        except RelayError as error:
+            self._drop(error, wire.MAX_PAYLOAD)
+
+    def _drop(self, error: RelayError, remaining: int) -> None:
+        self._receiver.refuse(self._session, self._migration, error)
+        self._dropping = memoryview(bytearray(remaining))
 
 
 class DroppedPayload(Taking):
@@ -110,9 +144,11 @@ class Receiver:
         for migration, name, size in self._intake.held(owner):
             session.migrations.setdefault(migration, Migration())
             connection.send(link_pb2.Frame(held=link_pb2.Held(migration=migration, name=name, bytes=size)))
-        for migration, known_of in session.migrations.items():
+        for migration, known_of in list(session.migrations.items()):
             if known_of.refused:
                 self._tell_refused(session, migration, known_of.refused)
+            else:
+                self._intake.credit(owner, migration)
 
     def frame_received(self, connection: LinkConnection, frame: link_pb2.Frame) -> wire.PayloadSink | None:
         """What a proxy says."""
@@ -136,6 +172,8 @@ class Receiver:
         if migration is not None and migration.refused and kind not in ("commit", "abort"):
             return DroppedPayload(self, session, connection, frame.payload) if frame.payload else None
         try:
+            if kind == "extent":
+                return self._extent(session, connection, frame)
             return handler(self, session, connection, body)
         except ProtocolError:
             raise
@@ -178,6 +216,13 @@ class Receiver:
                 session.migrations[migration].refused = reason
                 self._tell_refused(session, migration, reason)
 
+    def credited(self, migration: bytes, total: int) -> None:
+        """There is memory for more of a migration: so much in all."""
+        for session in self._sessions:
+            if migration in session.migrations and session.connection is not None:
+                body = link_pb2.Credit(migration=migration, bytes=total)
+                session.connection.send(link_pb2.Frame(credit=body))
+
     def refuse(self, session: Session, migration: bytes, error: RelayError) -> None:
         """This migration cannot go on; the link and the others can."""
         known = session.migrations.setdefault(migration, Migration())
@@ -202,6 +247,7 @@ class Receiver:
             raise ProtocolError(f"the link carries {wire.MAX_MIGRATIONS} migrations that are not decided already")
         self._intake.begin(session.owner, body.migration, body.name, body.copy, describe(body.source))
         migrations[body.migration] = Migration()
+        self._intake.credit(session.owner, body.migration)
 
     def _snapshot(self, session: Session, connection: LinkConnection, body: Any) -> None:
         self._intake.snapshot(session.owner, body.migration, body.index, body.label)
@@ -210,9 +256,13 @@ class Receiver:
         mode = MODES[body.mode]
         self._intake.open_image(session.owner, body.migration, body.image, body.snapshot, body.name, mode)
 
-    def _extent(self, session: Session, connection: LinkConnection, body: Any) -> wire.PayloadSink:
-        image = self._intake.writing(session.owner, body.migration, body.image, body.offset)
-        return ExtentSink(self, session, connection, body.migration, image)
+    def _extent(self, session: Session, connection: LinkConnection, frame: link_pb2.Frame) -> wire.PayloadSink:
+        body = frame.extent
+        runs = wire.runs_of(body) or (frame.payload,)
+        cost = 0 if session.charged else wire.extent_cost(body.offset, frame.payload, sum(runs[1::2]))
+        image = self._intake.writing(session.owner, body.migration, body.image, body.offset, cost)
+        session.charged = True
+        return ExtentSink(self, session, connection, body.migration, image, runs)
 
     def _image_end(self, session: Session, connection: LinkConnection, body: Any) -> None:
         digest = body.digest if body.HasField("digest") else None
@@ -248,6 +298,9 @@ class Receiver:
         data = self._intake.read(session.owner, body.migration, body.image, body.offset, body.length)
         connection.send(link_pb2.Frame(fetched=link_pb2.Fetched(request=body.request)), data)
 
+    def _discard(self, session: Session, connection: LinkConnection, body: Any) -> None:
+        self._intake.discard_range(session.owner, body.migration, body.image, body.offset, body.length)
+
     def _known(self, session: Session, migration: bytes) -> Migration:
         try:
             return session.migrations[migration]
@@ -267,6 +320,7 @@ class Receiver:
         "commit": _commit,
         "abort": _abort,
         "fetch": _fetch,
+        "discard": _discard,
     }
 
 

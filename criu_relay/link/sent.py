@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from criu_relay.errors import ProtocolError
 from criu_relay.flow.frames import MemfdRange, OutFrame
-from criu_relay.link.window import Chunk, Window
+from criu_relay.link.chunk import Chunk
+from criu_relay.link.window import Window
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
 from criu_relay.wire.framing import LENGTH
@@ -44,7 +45,10 @@ class Sent:
         if not skip or not isinstance(payload, MemfdRange):
             return self.frame
         header = link_pb2.Frame.FromString(self.frame.header[LENGTH.size :])
-        header.extent.offset += skip
+        offset, runs = wire.without(header.extent, skip)
+        header.extent.offset = offset
+        if header.extent.HasField("runs"):
+            header.extent.runs = wire.pack_runs(runs) or b""
         header.payload -= skip
         return OutFrame(wire.encode(header), MemfdRange(payload.fd, payload.offset + skip, payload.view[skip:]))
 

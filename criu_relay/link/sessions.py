@@ -35,6 +35,7 @@ class Session:
     @ivar id: the 16 bytes that it says in its hello; empty: it cannot go on over another link.
     @ivar frames: counted frames that were handled.
     @ivar partial: payload bytes taken of the next one.
+    @ivar charged: the cost of the next one was taken off its migration's credit.
     @ivar acknowledged: the count that it was told last.
     @ivar connection: its link; None: it is lost, and the session ends when it is not made again in time.
     """
@@ -43,6 +44,7 @@ class Session:
     id: bytes
     frames: int = 0
     partial: int = 0
+    charged: bool = False
     acknowledged: int = 0
     connection: LinkConnection | None = None
     migrations: dict[bytes, Migration] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Session:
         """One more counted frame, with its payload."""
         self.frames += 1
         self.partial = 0
+        self.charged = False
 
 
 class Sessions:

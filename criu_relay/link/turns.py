@@ -41,13 +41,14 @@ class Turns:
         self._served, _, migration = heapq.heappop(self._order)
         return self._images[migration].popleft()
 
-    def took(self, image: QueuedImage, size: int) -> None:
+    def took(self, image: QueuedImage, size: int, waits: bool = False) -> None:
         """The turn that L{next} gave is over.
 
         @param size: bytes that were sent in it.
+        @param waits: it has something to send and cannot; it is added again when it can.
         """
         queue = self._images[image.migration]
-        if image.ready:
+        if image.ready and not waits:
             queue.append(image)
         if queue:
             self._push(image.migration, self._served + size)

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from twisted.internet.interfaces import IPushProducer
 
 from criu_relay.interfaces import IArena, IExtent
-
-
-@dataclass(eq=False)
-class Chunk:
-    """Bytes of one image in one extent: the payload of one frame.
-
-    @ivar offset: of its first byte in the image.
-    @ivar filled: bytes of the extent that are used.
-    """
-
-    extent: IExtent
-    offset: int
-    filled: int = 0
+from criu_relay.link.chunk import Chunk
 
 
 class Window:
     """The bytes that were read from CRIU and not yet acknowledged, within a limit.
 
     @ivar limit: bytes; a full window pauses its producers.
+    @ivar leave_out_zeros: pages of zeros are not sent.
+    @ivar queued: bytes that wait to be sent.
     """
 
-    def __init__(self, arena: IArena) -> None:
+    def __init__(self, arena: IArena, leave_out_zeros: bool = True) -> None:
+        self.leave_out_zeros = leave_out_zeros
         self._arena = arena
         self._paused: deque[IPushProducer] = deque()
+        self.queued = 0
 
     @property
     def used(self) -> int:

@@ -39,6 +39,7 @@ class ImagesConnection(LocalConnection):
         self._labels: wire.SnapshotListReader | None = None
         self._pending: Deferred[Any] | None = None
         self._opened: IOpenedImage | None = None
+        self._read: IOpenedImage | None = None
         self._handed_over = False
         self._servings = Servings(self._served)
 
@@ -86,6 +87,11 @@ class ImagesConnection(LocalConnection):
     def settled(self) -> None:
         """CRIU has read an image, or the connection is over."""
         raise NotImplementedError
+
+    @property
+    def was_read(self) -> bool:
+        """An image is, or was, written to a pipe that came over it."""
+        return self._read is not None
 
     @property
     def delayed(self) -> bool:
@@ -177,6 +183,9 @@ class ImagesConnection(LocalConnection):
                 self._expect(f"the pipe of {event.name}")
             case wire.DescriptorPassed(descriptor):
                 self._take(descriptor)
+            case wire.SkipWanted(offset, length):
+                assert self._read is not None
+                self._send(wire.encode_skipped(*self._read.skip(offset, length)))
             case wire.SnapshotListPushed():
                 self._labels = wire.SnapshotListReader()
                 self._expect("the rest of the list of snapshots")
@@ -198,7 +207,7 @@ class ImagesConnection(LocalConnection):
         self._request = request
 
     def _take(self, descriptor: int) -> None:
-        """A pipe came: the connection has done its work."""
+        """A pipe came: the connection has done its work, but for a reader that stays to skip."""
         assert self._request is not None
         self._expect(None)
         opened, self._opened = self._opened, None
@@ -210,9 +219,10 @@ class ImagesConnection(LocalConnection):
                 opened.close()
             raise
         if opened is not None:
+            self._read = opened
             self._servings.start(self._request.name, self.who, opened, descriptor)
-        else:
-            self.write(self._request, descriptor, b"")
+            return
+        self.write(self._request, descriptor, b"")
         if self.open:
             self._hang_up()
 

@@ -65,7 +65,7 @@ class ImagesCache(ImagesConnection):
 
     def settled(self) -> None:
         """Let go of the restore once nothing is read any more."""
-        if self._lost and not self._servings and self._pin is not None:
+        if (self._lost or self.was_read) and not self._servings and self._pin is not None:
             self._pin.leave()
             self._pin = None
 

@@ -9,10 +9,12 @@ which leaves them to whoever still reads them.
 from __future__ import annotations
 
 import ctypes
+import enum
 import mmap
 import os
 from collections.abc import Iterator
 
+import numpy
 from zope.interface import implementer
 
 from criu_relay.errors import OutOfMemory
@@ -32,22 +34,41 @@ CLASSES = (SMALLEST, SMALLEST * FACTOR, SMALLEST * FACTOR**2, SMALLEST * FACTOR*
 REGION = 256 << 20
 """Bytes per memfd: few descriptors, and no memory before it is touched."""
 
+SMALLEST_PUNCH = 24 << 10
+"""What PUNCH_HOLE of a smaller range costs as much as: 6 us, against 0.5 ms for 2 MiB."""
+
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01  # fallocate(2), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 def punch(fd: int, offset: int, length: int) -> None:
-    """Give the pages of a range of a memfd back to the kernel; it reads as zeros afterwards (fallocate(2))."""
+    """Give the pages of a range of a file back to the kernel; it reads as zeros afterwards (fallocate(2))."""
     if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
-class Region:
-    """A memfd, mapped once."""
+class Heat(enum.Enum):
+    """What free memory is.
 
-    def __init__(self, size: int) -> None:
+    WARM: its pages are there and nobody refers to them. STALE: somebody may still refer to its pages.
+    COLD: it has no pages.
+    """
+
+    WARM = "warm"
+    STALE = "stale"
+    COLD = "cold"
+
+
+class Region:
+    """A memfd, mapped once.
+
+    @ivar first: the number of its first page.
+    """
+
+    def __init__(self, first: int, size: int) -> None:
+        self.first = first
         self.size = size
         self.fd = os.memfd_create("criu-relay", os.MFD_CLOEXEC)
         try:
@@ -67,151 +88,252 @@ class Region:
 
 @implementer(IExtent)
 class Extent:
-    """See L{criu_relay.interfaces.IExtent}."""
+    """See L{criu_relay.interfaces.IExtent}.
 
-    __slots__ = ("offset", "region", "size", "view")
+    @ivar first: the number of its first page.
+    """
 
-    def __init__(self, region: Region, offset: int, size: int) -> None:
-        self.region = region
+    __slots__ = ("fd", "first", "offset", "size", "view")
+
+    def __init__(self, first: int, fd: int, offset: int, view: memoryview) -> None:
+        self.first = first
+        self.fd = fd
         self.offset = offset
-        self.size = size
-        self.view = region.view[offset : offset + size]
-
-    @property
-    def fd(self) -> int:
-        """The memfd it lies in."""
-        return self.region.fd
+        self.size = len(view)
+        self.view = view
 
 
-Place = tuple[Region, int]
+def class_of(size: int) -> int:
+    """The smallest class of at least `size` bytes, or the largest."""
+    return next((cls for cls in CLASSES if cls >= size), LARGEST)
 
 
 @implementer(IArena)
 class Arena:
-    """All extents of one daemon.
+    """All image memory of one daemon, by the number of its pages (of 4096 bytes).
 
-    Free memory is *warm* (its pages are there and nobody refers to them), *stale* (somebody may still
-    refer to its pages) or *cold* (it has no pages).
+    Whoever wants memory reserves it first, and then takes pages or notes bookkeeping out of that. What is reserved,
+    allocated and noted is never more than the limit; what is allocated, noted or has free pages neither.
 
-    @ivar used: bytes of the extents that are allocated.
     @ivar limit: the budget in bytes.
     @ivar keep: how many warm bytes are kept for recycling when memory comes back.
+    @ivar reserved: bytes that are promised and neither allocated nor noted yet.
+    @ivar allocated: bytes of the pages that are out.
+    @ivar noted: bytes of bookkeeping.
+    @ivar recycled: bytes of free memory that still has its pages (at most: a merge of warm and cold counts as warm).
     """
 
     def __init__(self, limit: int, keep: int) -> None:
         self.limit = limit
         self.keep = keep
-        self.used = 0
+        self.reserved = self.allocated = self.noted = self.recycled = 0
         self._region_size = min(REGION, max(LARGEST, -(-limit // LARGEST) * LARGEST))
         self._regions: list[Region] = []
         self._fresh = 0
-        self._free: dict[int, dict[Place, None]] = {size: {} for size in CLASSES}
-        self._stale: list[Place] = []
-        self._cold: list[Place] = []
+        self._free: dict[Heat, dict[int, dict[int, None]]] = {heat: {size: {} for size in CLASSES} for heat in Heat}
 
     @property
-    def recycled(self) -> int:
-        """Bytes of free memory that still has its pages."""
-        return sum(size * len(places) for size, places in self._free.items()) + LARGEST * len(self._stale)
+    def used(self) -> int:
+        """Bytes of the budget that are spoken for."""
+        return self.reserved + self.allocated + self.noted
+
+    @property
+    def available(self) -> int:
+        """Bytes of the budget that can be reserved."""
+        return self.limit - self.used
+
+    @property
+    def pages(self) -> int:
+        """One more than the largest number of a page so far."""
+        return len(self._regions) * (self._region_size // SMALLEST)
+
+    # The budget
+
+    def reserve(self, count: int) -> bool:
+        """Promise `count` bytes to the caller; False: the budget does not allow it."""
+        if self.used + count > self.limit:
+            return False
+        self.reserved += count
+        return True
+
+    def unreserve(self, count: int) -> None:
+        """Bytes that were reserved are not needed."""
+        self.reserved -= count
+
+    def note(self, count: int) -> None:
+        """Bytes that were reserved are bookkeeping now."""
+        self.reserved -= count
+        self.noted += count
+        self._squeeze()
+
+    def forget(self, count: int) -> None:
+        """Bookkeeping is gone."""
+        self.noted -= count
+
+    # Pages
+
+    def take(self, size: int) -> int:
+        """An extent of a class out of what was reserved; the number of its first page."""
+        self.reserved -= size
+        self.allocated += size
+        number = self._take(size)
+        self._squeeze()
+        return number
+
+    def put(self, first: int, count: int, shared: bool) -> None:
+        """Give `count` pages back.
+
+        @param shared: a pipe or socket may still refer to them.
+        """
+        self.allocated -= count * SMALLEST
+        while count:
+            size = next(
+                size for size in reversed(CLASSES) if size // SMALLEST <= count and not first % (size // SMALLEST)
+            )
+            self._put(size, first, Heat.STALE if shared else Heat.WARM)
+            first += size // SMALLEST
+            count -= size // SMALLEST
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """The memfd of a page, and the offset in it."""
+        region = self._regions[number * SMALLEST // self._region_size]
+        return region.fd, (number - region.first) * SMALLEST
+
+    def view(self, number: int, count: int) -> memoryview:
+        """`count` pages of one extent, or of neighbours in one memfd."""
+        region = self._regions[number * SMALLEST // self._region_size]
+        start = (number - region.first) * SMALLEST
+        return region.view[start : start + count * SMALLEST]
+
+    def parts(self, number: int, count: int) -> Iterator[tuple[int, int]]:
+        """`count` pages from `number` on as those that lie in one memfd: the first, and how many."""
+        per_region = self._region_size // SMALLEST
+        while count:
+            part = min(count, per_region - number % per_region)
+            yield number, part
+            number += part
+            count -= part
+
+    def words(self, number: int, count: int) -> numpy.ndarray:
+        """The same as rows of 512 words. Let go of it before the memory is given back."""
+        return numpy.frombuffer(self.view(number, count), numpy.uint64).reshape(count, -1)
+
+    # Extents
 
     def allocate(self, size: int) -> Extent | None:
         """See L{IArena.allocate}."""
-        wanted = next((cls for cls in CLASSES if cls >= size), LARGEST)
-        if self.used + wanted > self.limit:
-            return None
-        self.used += wanted
-        region, offset = self._take(wanted)
-        return Extent(region, offset, wanted)
+        return self._extent(class_of(size)) if self.reserve(class_of(size)) else None
 
     def force(self, size: int) -> Extent:
         """An extent although the budget may be used up; for data that is here already.
 
         @raise OutOfMemory: twice the budget is in use.
         """
-        wanted = next((cls for cls in CLASSES if cls >= size), LARGEST)
+        wanted = class_of(size)
         if self.used + wanted > 2 * max(self.limit, LARGEST):
             raise OutOfMemory(f"{self.used} bytes of image memory are in use, the limit is {self.limit}")
-        self.used += wanted
-        region, offset = self._take(wanted)
-        return Extent(region, offset, wanted)
+        self.reserved += wanted
+        return self._extent(wanted)
+
+    def _extent(self, size: int) -> Extent:
+        first = self.take(size)
+        return Extent(first, *self.locate(first), self.view(first, size // SMALLEST))
 
     def free(self, extent: IExtent, shared: bool = False) -> None:
         """See L{IArena.free}."""
         assert isinstance(extent, Extent)
-        self.used -= extent.size
         extent.view.release()
-        place = (extent.region, extent.offset)
-        if not shared:
-            self._put(extent.size, place)
-        elif extent.size == LARGEST:
-            self._stale.append(place)
-        else:
-            punch(extent.fd, extent.offset, extent.size)
-            self._put(extent.size, place)
+        self.put(extent.first, extent.size // SMALLEST, shared)
+
+    # Free memory
 
     def trim(self, most: int) -> bool:
-        """Give free memory beyond `keep` back to the kernel, at most `most` bytes now (rounded up to an extent).
+        """Give back to the kernel what cannot be recycled and what is beyond `keep`.
 
+        @param most: about so many bytes now.
         @return: whether more is to be given back.
         """
-        warm = self._free[LARGEST]
-        while most > 0 and self._surplus():
-            place = self._stale.pop() if self._stale else warm.popitem()[0]
-            punch(place[0].fd, place[1], LARGEST)
-            self._cold.append(place)
-            most -= LARGEST
-        return self._surplus()
+        while most > 0:
+            cost = self._chill(self._surplus())
+            if not cost:
+                return False
+            most -= cost
+        return bool(self._surplus())
 
     def close(self) -> None:
         """Give everything back; no extent may be in use."""
         while self._regions:
             self._regions.pop().close()
 
-    def _surplus(self) -> bool:
-        whole = LARGEST * (len(self._free[LARGEST]) + len(self._stale))
-        return whole > self.keep
+    def _surplus(self) -> list[dict[int, None]]:
+        """Free places that should have no pages, by class."""
+        stale = [places for places in reversed(self._free[Heat.STALE].values()) if places]
+        warm = self._free[Heat.WARM][LARGEST]
+        return stale + ([warm] if LARGEST * len(warm) > self.keep else [])
 
-    def _take(self, size: int) -> Place:
-        places = self._free[size]
-        if places:
-            return places.popitem()[0]
-        if size == LARGEST:
-            return self._take_largest()
-        region, offset = self._take(size * FACTOR)
-        for part in range(1, FACTOR):
-            places[region, offset + part * size] = None
-        return region, offset
+    def _squeeze(self) -> None:
+        """Free memory makes room for what is in use."""
+        while self.allocated + self.noted + self.recycled > self.limit:
+            if not self._chill(
+                [p for heat in (Heat.STALE, Heat.WARM) for p in reversed(self._free[heat].values()) if p]
+            ):
+                return
 
-    def _take_largest(self) -> Place:
-        if self._stale:
-            region, offset = self._stale.pop()
-            punch(region.fd, offset, LARGEST)
-            return region, offset
-        if self._cold:
-            return self._cold.pop()
+    def _chill(self, candidates: list[dict[int, None]]) -> int:
+        """Give up the pages of one place; about how many bytes that was the work of."""
+        if not candidates:
+            return 0
+        size = next(s for heat in Heat for s, places in self._free[heat].items() if places is candidates[0])
+        number = candidates[0].popitem()[0]
+        self.recycled -= size
+        fd, offset = self.locate(number)
+        punch(fd, offset, size)
+        self._put(size, number, Heat.COLD)
+        return max(size, SMALLEST_PUNCH)
+
+    def _take(self, size: int) -> int:
+        for heat in Heat:
+            for found in CLASSES[CLASSES.index(size) :]:
+                places = self._free[heat][found]
+                if places:
+                    return self._split(places.popitem()[0], found, size, heat)
         if not self._regions or self._fresh == self._region_size:
-            self._regions.append(Region(self._region_size))
+            self._regions.append(Region(self.pages, self._region_size))
             self._fresh = 0
+        number = self._regions[-1].first + self._fresh // SMALLEST
         self._fresh += LARGEST
-        return self._regions[-1], self._fresh - LARGEST
+        return self._split(number, LARGEST, size, Heat.COLD)
 
-    def _put(self, size: int, place: Place) -> None:
-        if size == LARGEST:
-            self._free[size][place] = None
-            return
-        places = self._free[size]
-        siblings = list(self._siblings(size, place))
-        if all(sibling in places for sibling in siblings):
-            for sibling in siblings:
-                del places[sibling]
-            self._put(size * FACTOR, (place[0], place[1] - place[1] % (size * FACTOR)))
-        else:
-            places[place] = None
+    def _split(self, number: int, found: int, size: int, heat: Heat) -> int:
+        while found > size:
+            found //= FACTOR
+            for part in range(1, FACTOR):
+                self._free[heat][found][number + part * found // SMALLEST] = None
+        if heat is not Heat.COLD:
+            self.recycled -= size
+        if heat is Heat.STALE:
+            punch(*self.locate(number), size)
+        return number
 
-    @staticmethod
-    def _siblings(size: int, place: Place) -> Iterator[Place]:
-        region, offset = place
-        first = offset - offset % (size * FACTOR)
-        for at in range(first, first + size * FACTOR, size):
-            if at != offset:
-                yield region, at
+    def _put(self, size: int, number: int, heat: Heat) -> None:
+        if heat is not Heat.COLD:
+            self.recycled += size
+        while size < LARGEST:
+            pages = size // SMALLEST
+            first = number - number % (pages * FACTOR)
+            heats = [
+                heat if at == number else self._heat(size, at) for at in range(first, first + pages * FACTOR, pages)
+            ]
+            if None in heats:
+                break
+            for at, one in zip(range(first, first + pages * FACTOR, pages), heats, strict=True):
+                assert one is not None
+                self._free[one][size].pop(at, None)
+            merged = heat if heats.count(heat) == FACTOR else Heat.STALE if Heat.STALE in heats else Heat.WARM
+            if merged is not Heat.COLD:
+                self.recycled += size * heats.count(Heat.COLD)
+            number, size, heat = first, size * FACTOR, merged
+        self._free[heat][size][number] = None
+
+    def _heat(self, size: int, number: int) -> Heat | None:
+        return next((heat for heat in Heat if number in self._free[heat][size]), None)

@@ -10,6 +10,7 @@ from criu_relay.errors import Conflict, NotFound, ProtocolError
 from criu_relay.interfaces import Mode, Owner
 from criu_relay.machine import Machine, Table
 from criu_relay.store.image import Image
+from criu_relay.store.table import Kind
 from criu_relay.wire.link import MAX_IMAGES, MAX_SNAPSHOTS
 
 
@@ -62,6 +63,8 @@ class Generation:
     @ivar number: from 1, within its namespace.
     @ivar migration: its 128-bit id.
     @ivar reason: why it was aborted or discarded.
+    @ivar asked_at: when it was committed, or a restore asked for something of it last.
+    @ivar restorer: the restore that its bytes are given back to, as it reads them; None: no one yet.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class Generation:
         self.source = source
         self.began = began
         self.decided_at: float | None = None
+        self.asked_at = began
+        self.restorer: object = None
         self.reason = ""
         self.held_bytes: int | None = None
         self.held_at: float | None = None
@@ -107,6 +112,11 @@ class Generation:
     def total(self) -> int:
         """Bytes of all its images so far."""
         return self.held_bytes if self.held_bytes is not None else sum(image.size for image in self.images())
+
+    @property
+    def released(self) -> bool:
+        """Bytes of it were given back to the restore that read them."""
+        return any(image.table.pages[Kind.RELEASED] for image in self.images())
 
     def images(self) -> Iterator[Image]:
         """Every image of every snapshot."""
@@ -222,6 +232,11 @@ class Generation:
         if reason and self.machine.accepts(event):
             self.reason = reason
         self.machine.feed(event)
+
+    def reset_readers(self, reason: str) -> None:
+        """Whoever reads an image of it is told that it ends here."""
+        for image in self.images():
+            image.reset_readers(reason)
 
     def drop_images(self) -> int:
         """Give all memory back.

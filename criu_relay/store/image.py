@@ -1,69 +1,98 @@
-"""One image in memory: its bytes in extents, appended in order, read at any offset."""
+"""One image in memory: its bytes in pages, appended in order, read at any offset."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy
 import xxhash
 from zope.interface import implementer
 
 from criu_relay.errors import Aborted, Conflict, OutOfMemory, ProtocolError
+from criu_relay.flow.zeros import PAGE, hash_zeros, zero_rows
 from criu_relay.interfaces import IGrowing, Room
-from criu_relay.store.arena import FACTOR, LARGEST, Arena, Extent
+from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, class_of
+from criu_relay.store.memory import Memory
+from criu_relay.store.pages import PageIndex, content_key
+from criu_relay.store.piece import Piece
+from criu_relay.store.policy import Dedup
+from criu_relay.store.table import ENTRY, RUN, Kind, PageTable, entry, kinds, numbers, pages_of
+
+GENEROUS = 16
+"""An image takes more than it needs now (which saves extents, and pieces of one are served at once) as long as that is
+less than this part of what the budget has left."""
+
+GONE = {Kind.RELEASED: "given back as they were read", Kind.DISCARDED: "discarded"}
+"""Why bytes of a kind cannot be read."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A run of an image's bytes that lies in one extent.
-
-    @ivar fd: the memfd; `offset`: where in it; `view`: the same bytes, mapped.
-    """
+class Spill(Protocol):
+    """A file that pages of images lie in, by number."""
 
     fd: int
-    offset: int
-    view: memoryview
+
+    def append(self, image: Image, start: int) -> None:
+        """Move pages there."""
+
+    def punch(self, numbers: numpy.ndarray) -> None:
+        """These are not wanted any more."""
+
+    def leave(self, image: Image) -> None:
+        """It has no pages there any more."""
 
 
-@dataclass
-class Hole:
-    """A range that was thrown away; it lies where an extent was."""
+class Reader(Protocol):
+    """Somebody who has an image open."""
 
-    size: int
+    def discarded(self, start: int, stop: int, reason: str) -> None:
+        """These bytes are not there any more: if they were still to be read, the reading ends."""
 
 
 @implementer(IGrowing)
-@dataclass(eq=False)
 class Image:
     """A named sequence of bytes.
 
-    @ivar drain: gives back at once what is on its way back to the arena.
+    What is written lies in pages of the arena; once a page is complete it may turn out to be zeros, or equal to
+    another one, and then its memory takes the next bytes.
+
     @ivar number: what the link calls it.
     @ivar snapshot: index of its snapshot, from 1.
     @ivar size: bytes so far.
     @ivar complete: its end was seen; an append opens it again.
     @ivar digest: xxh3-128 of all bytes, once complete and when the source gave one.
-    @ivar readers: how many have it open; its extents stay until they are done.
+    @ivar readers: who has it open; its pages stay until they are done.
+    @ivar dropped: nobody may open it any more.
+    @ivar pool: the memory of all images.
+    @ivar spill: where its SPILLED pages are.
     """
 
-    arena: Arena
-    reclaim: Callable[[list[Extent], bool], None]
-    drain: Callable[[], None]
-    number: int
-    snapshot: int
-    name: str
-    size: int = 0
-    complete: bool = False
-    digest: bytes | None = None
-    readers: int = 0
-    dropped: bool = False
-    shared: bool = False
-    _starts: list[int] = field(default_factory=list)
-    _extents: list[Extent | Hole] = field(default_factory=list)
-    _capacity: int = 0
-    _hash: Any = field(default_factory=xxhash.xxh3_128)
+    def __init__(self, memory: Memory, index: PageIndex, number: int, snapshot: int, name: str) -> None:
+        self.number = number
+        self.snapshot = snapshot
+        self.name = name
+        self.size = 0
+        self.complete = False
+        self.digest: bytes | None = None
+        self.readers: set[Reader] = set()
+        self.dropped = False
+        self.spill: Spill | None = None
+        self.table = PageTable()
+        self.pool = memory
+        self._arena = memory.arena
+        self.index = index
+        self._hash: Any = xxhash.xxh3_128()
+        self._promised = 0  # reserved bytes of the arena that are for this image
+        self._next = 0  # the page of the arena that comes next,
+        self._ahead = 0  # and how many there are
+        self._extent = 0  # bytes of the extent taken last
+        self._inspected = 0  # pages that were looked at
+        self._room = memoryview(b"")
+
+    # Growing
+
+    def promise(self, count: int) -> None:
+        """`count` bytes that were reserved are for what comes next."""
+        self._promised += count
 
     def reserve(self, size: int) -> Room:
         """Room for the next bytes, in the last extent or a new one.
@@ -73,35 +102,42 @@ class Image:
         """
         if self.dropped:
             raise Aborted(f"image {self.name} was thrown away")
-        if self.size == self._capacity:
+        if self.size // PAGE - self._inspected >= RUN or not (self.size % PAGE or self._ahead):
+            self._inspect()
+        used = self.size % PAGE
+        if not used and not self._ahead:
             self._grow(size)
-        extent = self._extents[-1]
-        assert isinstance(extent, Extent)
-        used = self.size - self._starts[-1]
-        return Room(extent.fd, extent.offset + used, extent.view[used:])
-
-    def _grow(self, size: int) -> None:
-        last = self._extents[-1].size if self._extents else 0
-        wanted = min(LARGEST, max(size, last * FACTOR))
-        extent = self.arena.allocate(wanted)
-        if extent is None:
-            self.drain()
-            extent = self.arena.allocate(wanted)
-        if extent is None:
-            raise OutOfMemory(
-                f"the cache's memory is full: {self.arena.used} of {self.arena.limit} bytes are in use",
-                hint="give criu-relay-cache a larger --memory, or discard namespaces that are not needed",
-            )
-        self._starts.append(self.size)
-        self._extents.append(extent)
-        self._capacity += extent.size
+        self._secure(ENTRY * self._ahead)
+        first, count = self._next, self._ahead
+        if used:
+            _, first = self.table.at(len(self.table) - 1)
+            count = count + 1 if first + 1 == self._next else 1
+        fd, offset = self._arena.locate(first)
+        self._room = self._arena.view(first, count)[used:]
+        return Room(fd, offset + used, self._room)
 
     def written(self, count: int) -> None:
-        """The first `count` bytes of the room reserved last are filled."""
-        extent = self._extents[-1]
-        assert isinstance(extent, Extent)
-        used = self.size - self._starts[-1]
-        self._hash.update(extent.view[used : used + count])
+        """The first `count` bytes of what is left of the room reserved last are filled."""
+        self._hash.update(self._room[:count])
+        self._room = self._room[count:]
+        begun = pages_of(self.size + count) - len(self.table)
+        if begun:
+            self._note(begun)
+            self.table.hold(self._next, begun)
+            self.pool.pages.own(self._next, begun)
+            self._next += begun
+            self._ahead -= begun
+        self.size += count
+
+    def zeros(self, count: int) -> None:
+        """The next `count` bytes are zeros; whole pages, from the beginning of a page on.
+
+        @raise OutOfMemory: the budget is used up.
+        """
+        hash_zeros(self._hash, count)
+        self._secure(ENTRY * (count // PAGE + self._ahead))
+        self._note(count // PAGE)
+        self.table.fill(Kind.ZERO, count // PAGE)
         self.size += count
 
     def finish(self, size: int, digest: bytes | None) -> None:
@@ -114,39 +150,158 @@ class Image:
             raise ProtocolError(f"image {self.name} has {self.size} bytes, {size} were sent")
         if digest is not None and digest != self._hash.digest():
             raise Aborted(f"image {self.name}: its {size} bytes were changed on the way: their digest differs")
+        self._inspect()
+        self._return_room()
         self.digest = digest
         self.complete = True
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that it takes."""
-        return sum(extent.size for extent in self._extents if isinstance(extent, Extent))
+        """Bytes of memory that it takes, or shares."""
+        return self.table.pages[Kind.HELD] * PAGE
 
     def own_digest(self) -> bytes:
         """xxh3-128 of the bytes so far."""
         return bytes(self._hash.digest())
+
+    def _secure(self, count: int) -> None:
+        """At least `count` bytes are promised to this image.
+
+        @raise OutOfMemory: they cannot be.
+        """
+        if not self._obtained(count):
+            raise OutOfMemory(
+                f"the cache's memory is full: {self._arena.used} of {self._arena.limit} bytes are in use",
+                hint="give criu-relay-cache a larger --memory, or discard namespaces that are not needed",
+            )
+
+    def _obtained(self, count: int) -> bool:
+        lack = count - self._promised
+        if lack > 0:
+            if not self.pool.reclaimer.obtain(lack):
+                return False
+            self._promised += lack
+        return True
+
+    def _note(self, pages: int) -> None:
+        self._arena.note(ENTRY * pages)
+        self._promised -= ENTRY * pages
+
+    def _grow(self, size: int) -> None:
+        """Take an extent: a generous one while the budget allows, else no more than is needed."""
+        self._room = memoryview(b"")
+        exact = min(pages_of(size), LARGEST // PAGE)
+        wanted = class_of(max(size, self._extent * FACTOR)) // PAGE
+        lack = wanted * (PAGE + ENTRY) - self._promised
+        if lack <= self._arena.available // GENEROUS and (lack <= 0 or self._arena.reserve(lack)):
+            self._promised += max(lack, 0)
+        else:
+            fitting = [cls // PAGE for cls in reversed(CLASSES) if cls <= exact * PAGE]
+            wanted = next((count for count in fitting if self._obtained(count * (PAGE + ENTRY))), 1)
+            self._secure(wanted * (PAGE + ENTRY))
+        self._extent = wanted * PAGE
+        self._next = self._arena.take(self._extent)
+        self._promised -= self._extent
+        self._ahead = wanted
+
+    def _return_room(self) -> None:
+        self._room = memoryview(b"")
+        self._arena.put(self._next, self._ahead, False)
+        self._arena.unreserve(self._promised)
+        self._ahead = self._promised = 0
+        self.pool.reclaimer.freed()
+
+    # Pages that need no memory of their own
+
+    def _inspect(self) -> None:
+        """Look at the pages that were completed since: what was written to them lies together, before the room."""
+        start, stop = self._inspected, self.size // PAGE
+        self._inspected = stop
+        if self.pool.dedup is Dedup.OFF or start == stop:
+            return
+        self._room = memoryview(b"")
+        entries = self.table.slice(start, stop)
+        held = numpy.flatnonzero(kinds(entries) == Kind.HELD)
+        if not len(held):
+            return
+        first = int(entries[held[0]])
+        kept = self._compact(first, entries, held)
+        if kept == len(held):
+            return
+        self.table.replace(start, entries)
+        self.pool.pages.disown(first + kept, self._next - first - kept)
+        if self.size % PAGE:
+            self._arena.view(first + kept, 1)[:] = self._arena.view(first + len(held), 1)
+            self.table.replace(stop, numpy.array([entry(Kind.HELD, first + kept)], numpy.uint64))
+            self.pool.pages.own(first + kept, 1)
+        self._next -= len(held) - kept
+        self._ahead += len(held) - kept
+
+    def _compact(self, first: int, entries: numpy.ndarray, held: numpy.ndarray) -> int:
+        """Move the pages that are to be kept together, and change the entries; how many are kept."""
+        words = self._arena.words(first, len(held))
+        empty = zero_rows(words)
+        entries[held[empty]] = entry(Kind.ZERO)
+        rest = numpy.flatnonzero(~empty)
+        if self.pool.dedup is not Dedup.PAGES:
+            if len(rest) < len(held):
+                words[: len(rest)] = words[rest]
+                entries[held[rest]] = numpy.arange(first, first + len(rest), dtype=numpy.uint64)
+            return len(rest)
+        kept = 0
+        for row in rest.tolist():
+            page = self._arena.view(first + row, 1)
+            key = content_key(page)
+            number = self.index.find(key, page)
+            if number is not None:
+                self.pool.pages.share(number)
+            else:
+                number = first + kept
+                if row != kept:
+                    words[kept] = words[row]
+                self.index.add(key, number)
+                kept += 1
+            entries[held[row]] = number
+        return kept
+
+    # Reading
 
     def piece(self, offset: int) -> Piece:
         """The run of bytes from `offset` (below `size`) on.
 
         @raise Conflict: that range was thrown away.
         """
-        index = bisect.bisect_right(self._starts, offset) - 1
-        extent = self._extents[index]
-        if isinstance(extent, Hole):
-            raise Conflict(f"image {self.name}: the bytes at {offset} were discarded")
-        skip = offset - self._starts[index]
-        end = min(extent.size, self.size - self._starts[index])
-        return Piece(extent.fd, extent.offset + skip, extent.view[skip:end])
+        kind, number, count = self.table.run(offset // PAGE)
+        if kind in GONE:
+            raise Conflict(f"image {self.name}: the bytes at {offset} were {GONE[kind]}")
+        skip = offset % PAGE
+        view: memoryview | None
+        if kind is Kind.HELD:
+            _, count = next(self._arena.parts(number, count))
+            fd, start = self._arena.locate(number)
+            view = self._arena.view(number, count)
+        elif kind is Kind.SPILLED and self.spill is not None:
+            fd, start, view = self.spill.fd, number * PAGE, None
+        else:
+            fd, start, view = self.pool.zeros.fd, 0, self.pool.zeros.view[: count * PAGE]
+        length = min(count * PAGE - skip, self.size - offset)
+        return Piece(fd, start + skip, length, None if view is None else view[skip : skip + length])
 
-    def opened(self) -> None:
+    def passed(self, offset: int, count: int) -> None:
+        """A pipe or socket refers to these bytes now."""
+        entries = self.table.slice(offset // PAGE, pages_of(offset + count))
+        self.pool.pages.passed(numbers(entries, Kind.HELD))
+
+    def opened(self, reader: Reader) -> None:
         """One more reader."""
-        self.readers += 1
+        self.readers.add(reader)
 
-    def closed(self) -> None:
+    def closed(self, reader: Reader) -> None:
         """One reader less."""
-        self.readers -= 1
+        self.readers.discard(reader)
         self._give_back()
+
+    # Throwing away
 
     def drop(self) -> int:
         """Nobody may open it any more; its memory goes back when the last reader is done.
@@ -160,30 +315,61 @@ class Image:
         self._give_back()
         return freed
 
-    def discard(self, offset: int, length: int) -> int:
-        """Throw away a range: whole extents inside it go back, the rest stays.
+    def discard(self, offset: int, length: int, kind: Kind, reason: str = "") -> int:
+        """Throw away the whole pages of a range, the last one of the image although it may not be full.
 
+        @param kind: what they become.
+        @param reason: for those who were about to read them.
         @return: the bytes of memory that go back.
-        @raise Conflict: somebody reads the image, or it is not complete.
+        @raise Conflict: the image is not complete.
         """
-        if self.readers or not self.complete:
-            doing = "read" if self.readers else "written"
-            raise Conflict(f"image {self.name} is being {doing}", hint="try again later")
-        freed: list[Extent] = []
-        for index, extent in enumerate(self._extents):
-            start = self._starts[index]
-            end = min(start + extent.size, self.size)
-            if isinstance(extent, Extent) and offset <= start and end <= offset + length:
-                self._extents[index] = Hole(extent.size)
-                freed.append(extent)
-        total = sum(extent.size for extent in freed)
-        self.reclaim(freed, self.shared)
-        return total
+        if not self.complete:
+            raise Conflict(f"image {self.name} is being written", hint="try again later")
+        start = pages_of(offset)
+        stop = len(self.table) if offset + length >= self.size else (offset + length) // PAGE
+        if stop <= start:
+            return 0
+        freed = self.give_up(start, stop, kind)
+        if kind is Kind.DISCARDED:
+            for reader in list(self.readers):
+                reader.discarded(start * PAGE, stop * PAGE, reason)
+        return freed
+
+    def give_up(self, start: int, stop: int, kind: Kind) -> int:
+        """The pages from `start` up to `stop` become another kind; the bytes of memory that go back."""
+        entries = self.table.slice(start, stop)
+        free = numbers(entries, Kind.HELD)
+        if self.spill is not None:
+            self.spill.punch(numbers(entries, Kind.SPILLED))
+        self.table.replace(start, numpy.full(stop - start, entry(kind), numpy.uint64))
+        self.pool.reclaimer.reclaim(free, self.index)
+        return len(free) * PAGE
+
+    def spilled(self, spill: Spill, start: int, entries: numpy.ndarray, freed: numpy.ndarray) -> None:
+        """The pages from `start` on are in a file now.
+
+        @param freed: those of the arena that they were.
+        """
+        self.spill = spill
+        self.table.replace(start, entries)
+        self.pool.reclaimer.reclaim(freed, self.index)
+
+    def reset(self, reason: str) -> int:
+        """The same as L{drop}, and whoever reads it is reset."""
+        self.reset_readers(reason)
+        return self.drop()
+
+    def reset_readers(self, reason: str) -> None:
+        """Whoever reads it is told that it ends here."""
+        for reader in list(self.readers):
+            reader.discarded(0, self.size, reason)
 
     def _give_back(self) -> None:
         if self.dropped and not self.readers:
-            extents = [extent for extent in self._extents if isinstance(extent, Extent)]
-            self._extents.clear()
-            self._starts.clear()
-            self._capacity = self.size = 0
-            self.reclaim(extents, self.shared)
+            self.pool.reclaimer.reclaim(numbers(self.table.slice(0, len(self.table)), Kind.HELD), self.index)
+            self._arena.forget(ENTRY * len(self.table))
+            self._return_room()
+            if self.spill is not None:
+                self.spill.leave(self)
+            self.table.clear()
+            self.size = 0

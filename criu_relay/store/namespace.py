@@ -17,6 +17,9 @@ from criu_relay.store.opened import OpenedImage
 HISTORY = 8
 """Generations of a namespace that are remembered after they ended, for `status`."""
 
+RELEASED_FROM = 64 << 10
+"""With --release: a smaller image stays until the restore is confirmed. It costs little, and may be opened again."""
+
 WAITING_OPENERS = 4096
 """Opens of one namespace that wait: a restore has at most one. When there are more the oldest is told that there is no
 such image."""
@@ -50,12 +53,15 @@ class Namespace:
         clock: IReactorTime,
         patience: float,
         served: Callable[[int], None] = lambda count: None,
+        release: bool = False,
     ) -> None:
         """
         @param patience: seconds that an open may wait with nothing happening.
         @param served: called with each number of bytes that a restore was given.
+        @param release: give bytes back as a restore reads them.
         """
         self.name = name
+        self.release = release
         self.generations: list[Generation] = []
         self.waiters: list[Waiter] = []
         self.began = 0
@@ -134,6 +140,10 @@ class Namespace:
 
         return fired.addBoth(stop)
 
+    def asked(self, generation: Generation) -> None:
+        """A restore asks for something of it."""
+        generation.asked_at = self._clock.seconds()
+
     def _give_up(self, waiter: Waiter) -> None:
         self._forget(waiter)
         waiter.fired.callback(None)
@@ -166,6 +176,8 @@ class Restore:
         if generation is None:
             return None
         if generation.state is State.COMMITTED:
+            self._claim(generation)
+            self._namespace.asked(generation)
             self._served = True
             return generation
         if self._served:
@@ -175,7 +187,10 @@ class Restore:
     async def _open(self, snapshot: str | None, name: str) -> IOpenedImage | None:
         generation = await self._generation(name)
         image = generation.find(snapshot, name) if generation else None
-        return None if image is None or image.dropped else OpenedImage(self._reactor, image, self._namespace.served)
+        if image is None or image.dropped:
+            return None
+        release = self._namespace.release and image.size >= RELEASED_FROM
+        return OpenedImage(self._reactor, image, self._namespace.served, release)
 
     def open(self, snapshot: str | None, name: str) -> Deferred[IOpenedImage | None]:
         """See L{IRestore.open}."""
@@ -189,7 +204,23 @@ class Restore:
         """See L{IRestore.snapshots}."""
         return Deferred.fromCoroutine(self._snapshots())
 
+    def _claim(self, generation: Generation) -> None:
+        """With --release bytes are there for one restore only.
+
+        @raise Conflict: another one has begun to read them.
+        """
+        if not self._namespace.release or generation.restorer is self:
+            return
+        if generation.restorer is not None:
+            raise Conflict(
+                f"namespace {generation.namespace} is restored already: its images are given back as they are read",
+                hint="without --release it can be restored again",
+            )
+        generation.restorer = self
+
     def finished(self) -> None:
         """See L{IRestore.finished}."""
+        if self._pinned is not None and self._pinned.restorer is self and not self._pinned.released:
+            self._pinned.restorer = None
         self._pinned = None
         self._served = False

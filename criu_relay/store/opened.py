@@ -8,11 +8,14 @@ from twisted.internet.defer import Deferred, execute, fail
 from twisted.internet.interfaces import IReactorFDSet
 from zope.interface import implementer
 
-from criu_relay.errors import RelayError
+from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow.serve import ImageServer
+from criu_relay.flow.zeros import PAGE
 from criu_relay.interfaces import IOpenedImage
 from criu_relay.store.arena import LARGEST
 from criu_relay.store.image import Image
+from criu_relay.store.piece import Piece
+from criu_relay.store.table import Kind, pages_of
 
 
 @implementer(IOpenedImage)
@@ -20,40 +23,95 @@ class OpenedImage:
     """See L{IOpenedImage}: keeps the image's memory until closed and no server of it is left."""
 
     def __init__(
-        self, reactor: IReactorFDSet, image: Image, served: Callable[[int], None] = lambda count: None
+        self,
+        reactor: IReactorFDSet,
+        image: Image,
+        served: Callable[[int], None] = lambda count: None,
+        release: bool = False,
     ) -> None:
-        """@param served: see L{ImageServer}."""
+        """
+        @param served: see L{ImageServer}.
+        @param release: what was served is given back at once.
+        """
         self._reactor = reactor
         self._served = served
         self._image = image
+        self._release = release
+        self._released = 0  # pages
+        self._server: ImageServer | None = None
         self._open = True
+        self._gone = ""
         self.size = image.size
-        image.opened()
+        image.opened(self)
+
+    # IOpenedImage
 
     def serve(self, fd: int) -> Deferred[int]:
         """See L{IOpenedImage.serve}."""
+        if self._gone:
+            return fail(Conflict(self._gone))
         try:
-            server = ImageServer(self._reactor, self._image, fd, self._served)
+            server = ImageServer(self._reactor, self, fd, self._served)
         except OSError as error:
             return fail(RelayError(f"cannot serve an image: {error}"))
-        self._image.opened()
+        self._server = server
         server.start()
 
         def over(result: object) -> object:
-            self._image.closed()
+            self._server = None
+            self._closed()
             return result
 
         return server.done.addBoth(over)
 
+    def skip(self, offset: int, length: int) -> tuple[int, int]:
+        """See L{IOpenedImage.skip}."""
+        if self._server is None:
+            return self.size, self.size
+        return self._server.skip(offset, length)
+
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """See L{IOpenedImage.read}."""
+        if self._gone:
+            return fail(Conflict(self._gone))
         return execute(read_bytes, self._image, offset, length)
 
     def close(self) -> None:
         """See L{IOpenedImage.close}."""
-        if self._open:
-            self._open = False
-            self._image.closed()
+        self._open = False
+        self._closed()
+
+    # The image's side
+
+    def discarded(self, start: int, stop: int, reason: str) -> None:
+        """See L{criu_relay.store.image.Reader}."""
+        if start == 0 and stop >= self.size:
+            self._gone = reason
+        if self._server is not None and self._server.position < stop:
+            self._server.fail(Conflict(reason))
+
+    # The server's side, see L{criu_relay.flow.serve.Readable}
+
+    def piece(self, offset: int) -> Piece:
+        """The run of bytes from C{offset} on."""
+        return self._image.piece(offset)
+
+    def passed(self, offset: int, count: int) -> None:
+        """A pipe refers to them."""
+        self._image.passed(offset, count)
+
+    def moved(self, position: int) -> None:
+        """Nothing before it is read any more."""
+        self._image.pool.stirred = True
+        if self._release:
+            stop = pages_of(position) if position == self.size else position // PAGE
+            if stop > self._released:
+                self._image.give_up(self._released, stop, Kind.RELEASED)
+                self._released = stop
+
+    def _closed(self) -> None:
+        if not self._open and self._server is None:
+            self._image.closed(self)
 
 
 def read_bytes(image: Image, offset: int, length: int) -> bytes:
@@ -61,7 +119,7 @@ def read_bytes(image: Image, offset: int, length: int) -> bytes:
     parts: list[bytes] = []
     end = min(image.size, offset + min(length, LARGEST))
     while offset < end:
-        part = bytes(image.piece(offset).view[: end - offset])
+        part = bytes(image.piece(offset).view(end - offset))
         parts.append(part)
         offset += len(part)
     return b"".join(parts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.logger import Logger
@@ -11,11 +12,20 @@ from zope.interface import implementer
 from criu_relay.errors import Cause, Conflict, Forbidden, NotFound, ProtocolError
 from criu_relay.interfaces import ABORTED, Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.store.arena import Arena
+from criu_relay.store.credit import Credits
+from criu_relay.store.figures import Accounts
 from criu_relay.store.generation import Event, Generation, State
 from criu_relay.store.image import Image
+from criu_relay.store.memory import Memory
 from criu_relay.store.namespace import Namespace
 from criu_relay.store.opened import read_bytes
-from criu_relay.store.reclaim import Reclaimer
+from criu_relay.store.policy import Dedup, Policy
+from criu_relay.store.spill import Spiller
+from criu_relay.store.superseded import Superseder
+from criu_relay.store.table import Kind
+
+TTL_LOOK_SECONDS = 1.0
+"""A namespace that is being read when its time is over is looked at again after this."""
 
 TODO = "nothing to do here; the log of its proxy says more"
 
@@ -29,8 +39,8 @@ class Store:
     """See the module.
 
     @ivar namespaces: by name.
-    @ivar retain: keep images after a confirmed restore.
-    @ivar rejected: called with a migration and a reason when a person threw it away.
+    @ivar credits: what open namespaces may send.
+    @ivar rejected: called with a migration that was given up here, and why.
     @ivar attached: whether a socket is bound for a namespace.
     @ivar accepting: new generations may begin.
     """
@@ -44,12 +54,13 @@ class Store:
         arena: Arena,
         counters: Counters,
         patience: float,
-        retain: bool = False,
+        policy: Policy = Policy(),  # noqa: B008 (frozen)
     ) -> None:
         """@param patience: seconds that an open waits for a dump."""
+        self.memory = Memory(clock, arena, policy.dedup)
         self.arena = arena
         self.namespaces: dict[str, Namespace] = {}
-        self.retain = retain
+        self.policy = policy
         self.counters = counters
         self.rejected: Callable[[bytes, str], None] = lambda migration, reason: None
         self.attached: Callable[[str], bool] = lambda name: False
@@ -57,7 +68,12 @@ class Store:
         self._clock = clock
         self._patience = patience
         self.accepting = True
-        self._reclaimer = Reclaimer(clock, arena)
+        self.credits = Credits(clock, self.memory)
+        self.credits.given_up = self._give_up
+        self._spiller = Spiller(clock, self.memory, policy.spill, self._cold, lambda: bool(self.credits.waiting))
+        self.credits.scarce = self._spiller.start
+        self.memory.reclaimer.freed = self.credits.share
+        self._superseder = Superseder(clock, arena)
         self._generations: dict[bytes, Generation] = {}
 
     def namespace(self, name: str) -> Namespace:
@@ -76,6 +92,7 @@ class Store:
                 self._clock,
                 self._patience,
                 lambda count: self.counters.add("criu_bytes_out", count),
+                self.policy.release,
             )
         return self.namespaces[name]
 
@@ -88,6 +105,10 @@ class Store:
         if namespace is None or namespace.newest is None:
             raise NotFound(f"no namespace {name}", hint="criu-relay status lists them")
         return namespace.newest
+
+    def accounts(self) -> Accounts:
+        """What memory is taken by."""
+        return Accounts(self.memory, [one for home in self.namespaces.values() for one in home.generations])
 
     # IIntake
 
@@ -105,8 +126,9 @@ class Store:
             raise Conflict("criu-relay-cache is being stopped", hint="start it again, then dump again")
         home.began += 1
         generation = Generation(
-            namespace, home.began, owner, migration, copy, source, self._clock.seconds(), self._new_image, self._decided
-        )
+            namespace, home.began, owner, migration, copy, source, self._clock.seconds(),
+            partial(Image, self.memory, self.memory.index(owner.peer)), self._decided,
+        )  # fmt: skip
         self._generations[migration] = generation
         home.add(generation)
         self.counters.add("namespaces_begun")
@@ -119,15 +141,27 @@ class Store:
         """See L{IIntake.open_image}."""
         self._of(owner, migration).open_image(image, snapshot, name, mode)
 
-    def writing(self, owner: Owner, migration: bytes, image: int, offset: int) -> IGrowing:
+    def credit(self, owner: Owner, migration: bytes) -> None:
+        """See L{IIntake.credit}."""
+        generation = self._generations.get(migration)
+        if generation is not None and generation.owner == owner and generation.state is State.OPEN:
+            self.credits.begin(migration)
+
+    def writing(self, owner: Owner, migration: bytes, image: int, offset: int, cost: int = 0) -> IGrowing:
         """See L{IIntake.writing}."""
-        return self._of(owner, migration).writing(image, offset)
+        target = self._of(owner, migration).writing(image, offset)
+        if cost:
+            self.credits.spend(migration, cost)
+            target.promise(cost)
+        return target
 
     def end_image(self, owner: Owner, migration: bytes, image: int, size: int, digest: bytes | None) -> None:
         """See L{IIntake.end_image}."""
         generation = self._of(owner, migration)
         target = generation.image(image)
         generation.writing(image, target.size).finish(size, digest)
+        if self.policy.dedup is not Dedup.OFF:
+            self._superseder.ended(generation, target)
         self.counters.add("images_received")
 
     def seal(
@@ -138,6 +172,8 @@ class Store:
         generation.source = source or generation.source
         generation.seal(images)
         generation.held_at = self._clock.seconds()
+        self.credits.end(migration)
+        self._superseder.sealed(generation)
         self.log.info("namespace {name} is held: {bytes} bytes", name=generation.namespace, bytes=generation.total)
         return generation.total
 
@@ -156,6 +192,11 @@ class Store:
                 name=generation.namespace, state=generation.state.value, word="commit" if commit else "abort",
             )  # fmt: skip
         return generation.state is not State.ABORTED
+
+    def discard_range(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> None:
+        """See L{IIntake.discard_range}."""
+        target = self._of(owner, migration).image(image)
+        target.discard(offset, length, Kind.DISCARDED, f"its proxy has discarded a range of image {target.name}")
 
     def read(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
         """See L{IIntake.read}."""
@@ -206,19 +247,20 @@ class Store:
         @raise Conflict: it is not committed.
         """
         generation = self._committed(name)
-        if not self.retain:
+        if not self.policy.retain:
             generation.feed(Event.RESTORE, "restored, and its images released")
         return generation
 
     def discard(self, name: str) -> int:
-        """Throw a namespace away: an undecided generation aborts, a committed one is gone.
+        """Throw a namespace away: an undecided generation aborts, a committed one is gone, and who reads it is reset.
 
-        @return: bytes of memory given back.
+        @return: bytes of images that were thrown away.
         """
         freed = 0
         self.known(name)
         for generation in list(self.namespaces[name].generations):
             freed += sum(image.size for image in generation.images())
+            generation.reset_readers(f"namespace {name} was discarded")
             if not generation.decided:
                 self.settle(generation, False, "discarded at the cache", Cause.PERSON)
                 self.rejected(generation.migration, generation.reason)
@@ -227,16 +269,17 @@ class Store:
         return freed
 
     def discard_image(self, name: str, snapshot: int | None, image: str, offset: int, length: int | None) -> int:
-        """Throw away an image of a committed namespace, or (whole extents in) a range of it.
+        """Throw away an image of a committed namespace, or (the whole pages of) a range of it; who reads it is reset.
 
         @return: bytes of memory given back.
         """
         generation = self._committed(name)
         home, found = generation.at(snapshot, image)
+        reason = f"image {image} of namespace {name} was discarded"
         if offset == 0 and (length is None or length >= found.size):
             del home.images[image]
-            return found.drop()
-        return found.discard(offset, found.size - offset if length is None else length)
+            return found.reset(reason)
+        return found.discard(offset, found.size - offset if length is None else length, Kind.DISCARDED, reason)
 
     def under_way(self) -> list[str]:
         """The namespaces that are being sent here, or read by restores."""
@@ -265,8 +308,34 @@ class Store:
             raise Forbidden(f"migration {migration.hex()} is not {owner.peer}'s")
         return generation
 
-    def _new_image(self, number: int, snapshot: int, name: str) -> Image:
-        return Image(self.arena, self._reclaimer.reclaim, self._reclaimer.drain, number, snapshot, name)
+    def _cold(self) -> Iterator[Image]:
+        """Images that may be spilled: of committed namespaces that nobody reads, the longest untouched first."""
+        committed = [one for one in self._generations.values() if one.state is State.COMMITTED]
+        for generation in sorted(committed, key=lambda one: one.asked_at):
+            if not any(image.readers for image in generation.images()):
+                yield from generation.images()
+
+    def _give_up(self, migration: bytes) -> None:
+        """Nothing moves, and the budget is used up."""
+        generation = self._generations[migration]
+        alone = all(one is generation or not one.total for one in self._generations.values())
+        reason = (
+            f"the cache's memory is full: {generation.namespace} has {generation.total} bytes so far,"
+            f" {'which' if alone else 'others wait too, and all of it'} does not fit into --memory {self.arena.limit}"
+        )
+        self.settle(generation, False, reason)
+        self.rejected(migration, reason)
+
+    def _expire(self, generation: Generation) -> None:
+        """Discard it if nobody has asked for it in time."""
+        ttl = self.policy.ttl
+        if ttl is None or generation.state is not State.COMMITTED:
+            return
+        left = generation.asked_at + ttl - self._clock.seconds()
+        if left > 0 or any(image.readers for image in generation.images()):
+            self._clock.callLater(max(left, TTL_LOOK_SECONDS), self._expire, generation)
+        else:
+            generation.feed(Event.DISCARD, f"nobody asked for it for {ttl:g} s")
 
     def _decided(self, generation: Generation) -> None:
         generation.decided_at = generation.decided_at or self._clock.seconds()
@@ -280,9 +349,13 @@ class Store:
             )  # fmt: skip
         else:
             self.log.info("namespace {name}: {state} {why}", name=home.name, state=state.value, why=generation.reason)
+        self.credits.end(generation.migration)
         if state is State.COMMITTED:
+            generation.asked_at = self._clock.seconds()
+            self._expire(generation)
             self._replace_older(home, generation)
         else:
+            self._superseder.forget(generation)
             generation.drop_images()
         home.decided(generation)
         kept = {old.migration for old in home.generations}

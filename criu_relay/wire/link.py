@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -15,19 +16,27 @@ from criu_relay.wire.names import check_label, check_name, from_peer, plain
 from criu_relay.wire.payload import PayloadReader, PayloadSink
 
 __all__ = [
+    "ENTRY",
     "MAX_HEADER",
     "MAX_IMAGES",
     "MAX_MIGRATIONS",
     "MAX_PAYLOAD",
+    "MAX_RANGE",
+    "MAX_RUNS",
     "MAX_SIZE",
     "MAX_SNAPSHOTS",
     "MAX_TEXT",
+    "PAGE",
     "VERSION",
     "FrameHandler",
     "FrameReader",
     "PayloadSink",
     "clip",
     "encode",
+    "extent_cost",
+    "pack_runs",
+    "runs_of",
+    "without",
 ]
 
 VERSION = 1
@@ -38,6 +47,22 @@ MAX_HEADER = 16 * 1024
 
 MAX_PAYLOAD = 1024 * 1024
 """Bytes in a frame's payload: the size with the best throughput; a small image waits no longer than for one of it."""
+
+PAGE = 4096
+"""Bytes in a page: zeros are told of in whole ones, and memory is counted in them."""
+
+ENTRY = 16
+"""Bytes of the cache's memory that every page of an image costs, besides the page: its number in a table (8), with room
+for the table to grow, and the count of its references (4)."""
+
+MAX_RUNS = 1024
+"""Runs in an extent: its header stays below 6 KiB, and a MiB of pages that alternate needs 256."""
+
+RUN_SIZE = 4
+"""Bytes of a run in an extent's header: u32."""
+
+MAX_RANGE = 64 << 20
+"""Bytes of an image in one extent, with its zeros: what a cache knows of them is 256 KiB."""
 
 MAX_TEXT = 4096
 """Bytes in a text for people."""
@@ -153,10 +178,65 @@ def _image(body: link_pb2.Image, payload: int) -> None:
     _in_image(body.size, 0, "image.size")
 
 
+def extent_cost(offset: int, data: int, zeros: int = 0) -> int:
+    """Bytes of the cache's memory that an extent takes: for each page of the image that begins in it.
+
+    @param data: bytes of payload; C{zeros}: bytes of zeros that are left out of it.
+    """
+    pages = -(-(offset + data + zeros) // PAGE) - -(-offset // PAGE)
+    return pages * ENTRY + (pages - zeros // PAGE) * PAGE
+
+
+def pack_runs(runs: Sequence[int]) -> bytes | None:
+    """The field of an extent; None: there are no zeros to tell of."""
+    return struct.pack(f"<{len(runs)}I", *runs) if runs else None
+
+
+def runs_of(body: link_pb2.Extent) -> tuple[int, ...]:
+    """Bytes of payload, of zeros, of payload... of an extent; empty: no zeros."""
+    return struct.unpack(f"<{len(body.runs) // RUN_SIZE}I", body.runs)
+
+
+def without(body: link_pb2.Extent, skip: int) -> tuple[int, tuple[int, ...]]:
+    """Where an extent goes on behind its first `skip` bytes of payload, and its runs from there; empty: no zeros.
+
+    Zeros belong to the payload that follows them.
+    """
+    runs, at = list(runs_of(body)), body.offset
+    while runs and skip > runs[0]:
+        skip -= runs[0]
+        at += runs[0] + runs[1]
+        del runs[:2]
+    if runs:
+        runs[0] -= skip
+    return at + skip, tuple(runs)
+
+
 def _extent(body: link_pb2.Extent, payload: int) -> None:
-    if not payload:
-        raise _wrong("payload", "is missing in an extent")
-    _in_image(body.offset, payload, "extent.offset")
+    if len(body.runs) % RUN_SIZE or len(body.runs) > RUN_SIZE * MAX_RUNS:
+        raise _wrong("extent.runs", f"has {len(body.runs)} bytes, not {RUN_SIZE} for each of at most {MAX_RUNS} runs")
+    runs = runs_of(body)
+    if not runs:
+        if not payload:
+            raise _wrong("payload", "is missing in an extent")
+        _in_image(body.offset, payload, "extent.offset")
+        return
+    if sum(runs) > MAX_RANGE:
+        raise _wrong("extent.runs", f"has {sum(runs)} bytes, more than {MAX_RANGE}")
+    if sum(runs[::2]) != payload:
+        raise _wrong("payload", f"is {payload}, extent.runs has {sum(runs[::2])}")
+    _in_image(body.offset, sum(runs), "extent.offset")
+    at = body.offset
+    for index, count in enumerate(runs):
+        if not count and index:
+            raise _wrong("extent.runs", "has a 0 that is not its first number")
+        if index % 2 and (at % PAGE or count % PAGE):
+            raise _wrong("extent.runs", f"has {count} zeros at {at}, which are not whole pages")
+        at += count
+
+
+def _discard(body: link_pb2.Discard, payload: int) -> None:
+    _in_image(body.offset, body.length, "discard.offset")
 
 
 def _image_end(body: link_pb2.ImageEnd, payload: int) -> None:
@@ -202,6 +282,7 @@ _CHECKS: dict[str, Callable[[Any, int], None]] = {
     "namespace_end": _namespace_end,
     "held": _held,
     "fetch": _fetch,
+    "discard": _discard,
     "resume": _resume,
     "abort": _reason("abort"),
     "error": _reason("error"),

@@ -113,14 +113,16 @@ class Image(_message.Message):
     def __init__(self, migration: _Optional[bytes] = ..., image: _Optional[int] = ..., snapshot: _Optional[int] = ..., name: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Extent(_message.Message):
-    __slots__ = ("migration", "image", "offset")
+    __slots__ = ("migration", "image", "offset", "runs")
     MIGRATION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     migration: bytes
     image: int
     offset: int
-    def __init__(self, migration: _Optional[bytes] = ..., image: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    runs: bytes
+    def __init__(self, migration: _Optional[bytes] = ..., image: _Optional[int] = ..., offset: _Optional[int] = ..., runs: _Optional[bytes] = ...) -> None: ...
 
 class ImageEnd(_message.Message):
     __slots__ = ("migration", "image", "size", "digest")
@@ -196,6 +198,26 @@ class Ack(_message.Message):
     frames: int
     def __init__(self, frames: _Optional[int] = ...) -> None: ...
 
+class Credit(_message.Message):
+    __slots__ = ("migration", "bytes")
+    MIGRATION_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    migration: bytes
+    bytes: int
+    def __init__(self, migration: _Optional[bytes] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class Discard(_message.Message):
+    __slots__ = ("migration", "image", "offset", "length")
+    MIGRATION_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    migration: bytes
+    image: int
+    offset: int
+    length: int
+    def __init__(self, migration: _Optional[bytes] = ..., image: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
 class Ping(_message.Message):
     __slots__ = ("nonce",)
     NONCE_FIELD_NUMBER: _ClassVar[int]
@@ -243,7 +265,7 @@ class Bye(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("payload", "hello", "namespace", "snapshot", "image", "extent", "image_end", "namespace_end", "held", "commit", "abort", "decided", "ack", "ping", "pong", "fetch", "fetched", "error", "bye", "resume", "gap")
+    __slots__ = ("payload", "hello", "namespace", "snapshot", "image", "extent", "image_end", "namespace_end", "held", "commit", "abort", "decided", "ack", "ping", "pong", "fetch", "fetched", "error", "bye", "resume", "gap", "credit", "discard")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +287,8 @@ class Frame(_message.Message):
     BYE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     GAP_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
     payload: int
     hello: Hello
     namespace: Namespace
@@ -286,4 +310,6 @@ class Frame(_message.Message):
     bye: Bye
     resume: Resume
     gap: Gap
-    def __init__(self, payload: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., namespace: _Optional[_Union[Namespace, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., image_end: _Optional[_Union[ImageEnd, _Mapping]] = ..., namespace_end: _Optional[_Union[NamespaceEnd, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ...) -> None: ...
+    credit: Credit
+    discard: Discard
+    def __init__(self, payload: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., namespace: _Optional[_Union[Namespace, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., image_end: _Optional[_Union[ImageEnd, _Mapping]] = ..., namespace_end: _Optional[_Union[NamespaceEnd, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ...) -> None: ...

@@ -14,6 +14,7 @@ from criu_relay.wire.messages import parse
 from criu_relay.wire.names import check_label, check_name, from_peer
 
 REQUEST = "local image request"
+SKIP = "skip"
 
 SNAPSHOT_LIST = "parent"
 """The name, with an empty snapshot_id, of the list of snapshots."""
@@ -21,6 +22,9 @@ SNAPSHOT_LIST = "parent"
 ERROR_NONE = 0
 ERROR_MISSING = 2
 """ENOENT: no such image, the only error that the dialect has."""
+
+MAX_SIZE = (1 << 63) - 1
+"""Bytes in an image: off_t has no more."""
 
 MAX_SNAPSHOTS = 1024
 """Labels in a list: CRIU pushes one a time, and a migration has one for each pre-dump; 4 MiB at the very most."""
@@ -72,13 +76,21 @@ class DescriptorPassed:
 
 
 @dataclass(frozen=True)
+class SkipWanted:
+    """The reader of the image does not want these bytes of it: answer with L{encode_skipped}."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Data:
     """Bytes of the image, or of the list, that was opened."""
 
     data: bytes
 
 
-Event = ImageOpened | SnapshotListPushed | SnapshotListWanted | Finished | DescriptorPassed | Data
+Event = ImageOpened | SnapshotListPushed | SnapshotListWanted | Finished | DescriptorPassed | SkipWanted | Data
 
 
 class _State(enum.Enum):
@@ -88,6 +100,7 @@ class _State(enum.Enum):
     ANSWER = "before the request was answered"
     DESCRIPTOR = "descriptor"
     DATA = "data"
+    SKIPS = "skips"
     OVER = "after all that the request allows"
 
 
@@ -108,7 +121,7 @@ class RequestReader(DescriptorReader[Event]):
     def __init__(self) -> None:
         super().__init__(REQUEST)
         self._state = _State.HEADER
-        self._answered = _State.OVER
+        self._answered = self._passed = _State.OVER
 
     @property
     def at_boundary(self) -> bool:
@@ -140,8 +153,11 @@ class RequestReader(DescriptorReader[Event]):
         elif self._state is _State.DESCRIPTOR:
             descriptor = self._take_descriptor()
             if descriptor is not None:
-                self._state = _State.OVER
+                self._state = self._passed
                 events.append(DescriptorPassed(descriptor))
+        elif self._state is _State.SKIPS:
+            while (body := self._reader.take_message()) is not None:
+                events.append(self._skip(parse(remote_images_pb2.Skip, body, SKIP)))
         else:
             self._refuse_data(self._state.value)
         return events
@@ -160,6 +176,7 @@ class RequestReader(DescriptorReader[Event]):
         if mode is OpenMode.READ:
             self._state = _State.ANSWER
             self._answered = _State.DESCRIPTOR if passes_pipe else _State.OVER
+            self._passed = _State.SKIPS
         else:
             self._state = _State.DESCRIPTOR if passes_pipe else _State.DATA
         if passes_pipe or name != SNAPSHOT_LIST:
@@ -167,6 +184,16 @@ class RequestReader(DescriptorReader[Event]):
         if mode is OpenMode.WRITE:
             raise self._wrong("field open_mode is 1, but the list of snapshots is only appended to (1024)")
         return SnapshotListWanted() if mode is OpenMode.READ else SnapshotListPushed()
+
+    def _skip(self, message: remote_images_pb2.Skip) -> SkipWanted:
+        if message.offset + message.length > MAX_SIZE:
+            raise ProtocolError(f"{SKIP}: field offset is {message.offset}, beyond the largest image")
+        return SkipWanted(message.offset, message.length)
+
+
+def encode_skipped(start: int, stop: int) -> bytes:
+    """Encode the answer to a skip: from, to."""
+    return frame(remote_images_pb2.Skipped(**{"from": start, "to": stop}))
 
 
 def reply(error: int) -> bytes:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#criu_relay/wire/remote_images.proto\x12\x18\x63riu_relay.remote_images\"B\n\nLocalImage\x12\x0c\n\x04name\x18\x01 \x02(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x02(\t\x12\x11\n\topen_mode\x18\x03 \x02(\r\" \n\x0fLocalImageReply\x12\r\n\x05\x65rror\x18\x01 \x02(\r\"!\n\nSnapshotId\x12\x13\n\x0bsnapshot_id\x18\x01 \x02(\t')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#criu_relay/wire/remote_images.proto\x12\x18\x63riu_relay.remote_images\"B\n\nLocalImage\x12\x0c\n\x04name\x18\x01 \x02(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x02(\t\x12\x11\n\topen_mode\x18\x03 \x02(\r\" \n\x0fLocalImageReply\x12\r\n\x05\x65rror\x18\x01 \x02(\r\"!\n\nSnapshotId\x12\x13\n\x0bsnapshot_id\x18\x01 \x02(\t\"&\n\x04Skip\x12\x0e\n\x06offset\x18\x01 \x02(\x04\x12\x0e\n\x06length\x18\x02 \x02(\x04\"#\n\x07Skipped\x12\x0c\n\x04\x66rom\x18\x01 \x02(\x04\x12\n\n\x02to\x18\x02 \x02(\x04')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,4 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOCALIMAGEREPLY']._serialized_end=165
   _globals['_SNAPSHOTID']._serialized_start=167
   _globals['_SNAPSHOTID']._serialized_end=200
+  _globals['_SKIP']._serialized_start=202
+  _globals['_SKIP']._serialized_end=240
+  _globals['_SKIPPED']._serialized_start=242
+  _globals['_SKIPPED']._serialized_end=277
 # @@protoc_insertion_point(module_scope)

@@ -25,3 +25,18 @@ class SnapshotId(_message.Message):
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
     def __init__(self, snapshot_id: _Optional[str] = ...) -> None: ...
+
+class Skip(_message.Message):
+    __slots__ = ("offset", "length")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    length: int
+    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class Skipped(_message.Message):
+    __slots__ = ("to",)
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    to: int
+    def __init__(self, to: _Optional[int] = ..., **kwargs) -> None: ...

@@ -48,6 +48,9 @@ class FakeImage:
     def serve(self, fd: int) -> Deferred[int]:
         raise NotImplementedError
 
+    def skip(self, offset: int, length: int) -> tuple[int, int]:
+        raise NotImplementedError
+
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         assert 0 < length <= 1 << 20
         self.reads.append((offset, length))

@@ -19,8 +19,8 @@ from criu_relay.flow import serve as module
 from criu_relay.flow.pipes import DEFAULT_PIPE, LARGE_PIPE
 from criu_relay.flow.serve import PIPE_BYTES_PER_TURN, SOCKET_BYTES_PER_SEND, ImageServer
 from criu_relay.flow.sink import BytesWriter
-from criu_relay.store.arena import Arena
-from criu_relay.store.image import Image
+from criu_relay.store.arena import Arena, Extent
+from criu_relay.store.piece import Piece
 from tests.flow.support import MIB, FakeReactor, no_descriptor_left
 
 
@@ -37,25 +37,43 @@ def arena() -> Iterator[Arena]:
     made.close()
 
 
-def image_of(arena: Arena, data: bytes) -> Image:
-    image = Image(
-        arena,
-        lambda extents, shared: [arena.free(extent, shared) for extent in extents],
-        lambda: None,
-        1,
-        1,
-        "pages-1.img",
-    )
-    rest = memoryview(data)
-    while rest:
-        room = image.reserve(min(len(rest), MIB))
-        count = min(len(room.view), len(rest))
-        room.view[:count] = rest[:count]
-        image.written(count)
-        rest = rest[count:]
-        del room
-    image.finish(len(data), None)
-    return image
+class Source:
+    """Bytes in extents, and what the server says of them."""
+
+    def __init__(self, arena: Arena, data: bytes) -> None:
+        self.size = len(data)
+        self.references: list[tuple[int, int]] = []
+        self.positions: list[int] = []
+        self.refuse: RelayError | None = None
+        self._arena = arena
+        self._extents: list[Extent] = []
+        for start in range(0, len(data), MIB):
+            part = data[start : start + MIB]
+            extent = arena.allocate(len(part))
+            assert extent is not None
+            extent.view[: len(part)] = part
+            self._extents.append(extent)
+
+    def piece(self, offset: int) -> Piece:
+        if self.refuse is not None:
+            raise self.refuse
+        extent, skip = self._extents[offset // MIB], offset % MIB
+        length = min(extent.size - skip, self.size - offset)
+        return Piece(extent.fd, extent.offset + skip, length, extent.view[skip : skip + length])
+
+    def passed(self, offset: int, count: int) -> None:
+        self.references.append((offset, count))
+
+    def moved(self, position: int) -> None:
+        self.positions.append(position)
+
+    def drop(self) -> None:
+        while self._extents:
+            self._arena.free(self._extents.pop(), bool(self.references))
+
+
+def image_of(arena: Arena, data: bytes) -> Source:
+    return Source(arena, data)
 
 
 class End:
@@ -190,7 +208,7 @@ def test_cancel(arena: Arena, end: End) -> None:
 
 def test_a_range_that_was_discarded(arena: Arena, end: End) -> None:
     image = image_of(arena, bytes(2 * MIB))
-    image.discard(0, MIB)
+    image.refuse = Conflict("its bytes were discarded")
     serving = Serving(image, end).start()
     serving.server.doWrite()
     assert isinstance(serving.results[0], Conflict)
@@ -267,7 +285,7 @@ def test_only_a_pipe_is_given_references(arena: Arena, kind: str, shared: bool) 
     ends = End(kind)
     image = image_of(arena, b"abc")
     Serving(image, ends).start().server.doWrite()
-    assert image.shared is shared
+    assert bool(image.references) is shared
     ends.close()
     image.drop()
 
@@ -288,6 +306,86 @@ def test_what_the_reader_has_not_read_yet_does_not_change(arena: Arena, kind: st
             break
     assert ends.read() == data
     ends.close()
+
+
+# Skipping
+
+
+@pytest.fixture
+def skipped(arena: Arena) -> Iterator[tuple[Source, Serving, End]]:
+    """4 MiB on their way into a pipe of 64 KiB which is full."""
+    end = End("pipe")
+    image = image_of(arena, b"".join(bytes([number]) * 4096 for number in range(256)) * 4)
+    serving = Serving(image, end).start()
+    serving.server.doWrite()
+    yield image, serving, end
+    end.close()
+    image.drop()
+
+
+PIPE = 64 << 10
+
+
+def rest(serving: Serving, end: End) -> bytes:
+    """Everything that still comes."""
+    data = b""
+    while not serving.results:
+        data += end.read()
+        serving.server.doWrite()
+    return data + end.read()
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "answer"),
+    [
+        (0, PIPE, (PIPE, PIPE)),
+        (0, PIPE + 10, (PIPE, PIPE + 10)),
+        (MIB + 1, MIB, (MIB + 1, 2 * MIB + 1)),
+        (PIPE, 1 << 40, (PIPE, 4 * MIB)),
+        (5 * MIB, 10, (4 * MIB, 4 * MIB)),
+        (100, 0, (100, 100)),
+        (MIB, 0, (MIB, MIB)),
+    ],
+)
+def test_what_is_skipped_does_not_come(
+    skipped: tuple[Source, Serving, End], offset: int, length: int, answer: tuple[int, int]
+) -> None:
+    image, serving, end = skipped
+    data = b"".join(bytes([number]) * 4096 for number in range(256)) * 4
+    assert serving.server.skip(offset, length) == answer
+    begin, stop = answer
+    assert rest(serving, end) == data[:begin] + data[stop:]
+    assert serving.results == [len(data) - (stop - begin)]
+    assert image.positions[-1] == 4 * MIB
+
+
+def test_several_ranges_one_behind_the_other(skipped: tuple[Source, Serving, End]) -> None:
+    _, serving, end = skipped
+    data = b"".join(bytes([number]) * 4096 for number in range(256)) * 4
+    assert serving.server.skip(MIB, 10) == (MIB, MIB + 10)
+    assert serving.server.skip(MIB + 10, 10) == (MIB + 10, MIB + 20), "neighbours"
+    assert serving.server.skip(2 * MIB, 10) == (2 * MIB, 2 * MIB + 10)
+    assert serving.server.skip(MIB + 100, 100) == (MIB + 200, MIB + 200), "it lies before one that was skipped"
+    assert serving.server.skip(2 * MIB + 5, 10) == (2 * MIB + 10, 2 * MIB + 15), "the part behind it"
+    assert rest(serving, end) == data[:MIB] + data[MIB + 20 : 2 * MIB] + data[2 * MIB + 15 :]
+
+
+def test_ranges_are_bounded(skipped: tuple[Source, Serving, End], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, serving, _ = skipped
+    monkeypatch.setattr(module, "PENDING_SKIPS", 2)
+    serving.server.skip(MIB, 1)
+    serving.server.skip(MIB + 10, 1)
+    serving.server.skip(MIB + 11, 1)
+    with pytest.raises(Conflict, match="wait to be skipped"):
+        serving.server.skip(MIB + 20, 1)
+    serving.server.connectionLost(Failure(ConnectionLost()))
+
+
+def test_a_server_that_is_failed_tells_why_once(skipped: tuple[Source, Serving, End]) -> None:
+    _, serving, _ = skipped
+    serving.server.fail(Conflict("discarded"))
+    serving.server.fail(Conflict("again"))
+    assert [str(result) for result in serving.results] == ["discarded"]
 
 
 # Bytes

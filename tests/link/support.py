@@ -209,6 +209,7 @@ class Loop:
             self.store = Store(None, self.clock, self.store_arena, Counters(), PATIENCE)  # type: ignore[arg-type]
             self.receiver = Receiver(intake or self.store, Counters(), self.clock, patience)
             self.store.rejected = self.receiver.rejected
+            self.store.credits.granted = self.receiver.credited
         self.plan: list[Fault] = []
         self.record: dict[str, bytearray] = {UP: bytearray(), DOWN: bytearray()}
         self.proxy: Any = None
@@ -257,9 +258,9 @@ class Loop:
             end.lose()
 
     def settle(self) -> None:
-        """Let the reclaimer finish."""
-        self.clock.advance(0)
-        self.clock.advance(0)
+        """Let what is to be done at once be done."""
+        while any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
+            self.clock.advance(0)
 
 
 @implementer(IPushProducer)
@@ -291,6 +292,10 @@ class Growing:
 
     def written(self, count: int) -> None:
         self.data += self._room[:count]
+        self._room = self._room[count:]
+
+    def zeros(self, count: int) -> None:
+        self.data += bytes(count)
 
 
 @implementer(IIntake)
@@ -322,8 +327,11 @@ class Intake:
     def open_image(self, owner: Owner, migration: bytes, image: int, snapshot: int, name: str, mode: Mode) -> None:
         self._called("open_image", owner, migration, image, snapshot, name, mode)
 
-    def writing(self, owner: Owner, migration: bytes, image: int, offset: int) -> Growing:
-        self._called("writing", owner, migration, image, offset)
+    def credit(self, owner: Owner, migration: bytes) -> None:
+        self._called("credit", owner, migration)
+
+    def writing(self, owner: Owner, migration: bytes, image: int, offset: int, cost: int = 0) -> Growing:
+        self._called("writing", owner, migration, image, offset, cost)
         return self.images.setdefault((migration, image), Growing())
 
     def end_image(self, owner: Owner, migration: bytes, image: int, size: int, digest: bytes | None) -> None:
@@ -337,6 +345,9 @@ class Intake:
     def decide(self, owner: Owner, migration: bytes, commit: bool, reason: str) -> bool | None:
         self._called("decide", owner, migration, commit, reason)
         return self.outcome
+
+    def discard_range(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> None:
+        self._called("discard_range", owner, migration, image, offset, length)
 
     def read(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
         self._called("read", owner, migration, image, offset, length)

@@ -106,7 +106,7 @@ class Reference:
         for name in list(loop.store.namespaces):
             if loop.store.namespaces[name].newest is not None:
                 loop.store.discard(name)
-        loop.store._reclaimer.drain()
+        loop.settle()
         assert loop.store_arena.used == 0
 
 

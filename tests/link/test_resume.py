@@ -43,7 +43,7 @@ class Remade(Loop):
 
 
 def lengths() -> dict[str, int]:
-    loop = Loop().connect()
+    loop = Loop(window=MIB, memory=MIB).connect()
     Session(loop).run()
     return {way: len(data) for way, data in loop.record.items()}
 
@@ -150,6 +150,7 @@ def test_a_cache_that_was_started_again_has_lost_it() -> None:
     loop.disconnect()
     loop.store = Store(None, loop.clock, loop.store_arena, Counters(), PATIENCE)  # type: ignore[arg-type]
     loop.receiver = Receiver(loop.store, Counters(), loop.clock, SECONDS)
+    loop.store.credits.granted = loop.receiver.credited
     loop.connect()
     [lost] = session.lost
     assert "started again" in lost.reason

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from criu_relay.errors import RelayError
 from criu_relay.interfaces import Mode
+from criu_relay.store.credit import STALL_SECONDS
 from criu_relay.store.generation import State
 from criu_relay.wire import link_pb2
 from criu_relay.wire.link_pb2 import Frame
 from tests.link.session import FIRST, KEPT, SECOND, Session, contents, states
 from tests.link.support import MIB, OWNER, Loop, Parsed, Producer, migration, result
+from tests.support.faults import UP
 
 
 def test_as_it_should_be() -> None:
@@ -47,7 +51,7 @@ def test_the_frames_of_a_session() -> None:
     ]  # fmt: skip
     assert down.kinds[:2] == ["hello", "resume"]
     assert [kind for kind in down.kinds if kind != "ack"][-2:] == ["held", "decided"]
-    assert set(down.kinds) == {"hello", "resume", "ping", "pong", "ack", "fetched", "held", "decided"}
+    assert set(down.kinds) == {"hello", "resume", "ping", "pong", "credit", "ack", "fetched", "held", "decided"}
 
 
 def test_every_byte_by_itself() -> None:
@@ -78,11 +82,13 @@ def test_every_byte_by_itself() -> None:
 
 
 def test_a_small_image_does_not_wait_behind_a_large_one() -> None:
-    loop = Loop(window=32 * MIB).connect()
+    loop = Loop(window=32 * MIB, memory=1024 * MIB).connect()
     large, small = (loop.outlet.begin(migration(n), f"n{n}", False, lambda error: None) for n in (1, 2))
     for outgoing in (large, small):
         outgoing.snapshot(1, "")
-    large.open_image(1, "pages-1.img", Mode.REPLACE).write(bytes(16 * MIB))
+        outgoing.open_image(1, "first.img", Mode.REPLACE).write(b"x")
+    loop.pump()
+    large.open_image(1, "pages-1.img", Mode.REPLACE).write(b"x" * (15 * MIB))
     sink = small.open_image(1, "core-1.img", Mode.REPLACE)
     sink.write(b"small")
     sink.end()
@@ -90,18 +96,20 @@ def test_a_small_image_does_not_wait_behind_a_large_one() -> None:
     ends = [index for index, (frame, _) in enumerate(sent.frames) if frame.WhichOneof("body") == "image_end"]
     extents = [frame for frame, _ in sent.frames[: ends[0]] if frame.extent.migration == migration(1)]
     assert len(extents) <= 3
-    assert sum(len(data) for _, data in sent.frames) == 16 * MIB + 5
+    assert sum(len(data) for _, data in sent.frames) == 15 * MIB + 5
 
 
 def test_images_share_the_link() -> None:
-    loop = Loop(window=32 * MIB).connect()
+    loop = Loop(window=32 * MIB, memory=1024 * MIB).connect()
     outgoing = loop.outlet.begin(migration(1), "web", False, lambda error: None)
     outgoing.snapshot(1, "")
+    outgoing.open_image(1, "first.img", Mode.REPLACE).write(b"x")
+    loop.pump()
     for index in range(3):
-        outgoing.open_image(1, f"pages-{index}.img", Mode.REPLACE).write(bytes(4 * MIB))
+        outgoing.open_image(1, f"pages-{index}.img", Mode.REPLACE).write(b"x" * (4 * MIB))
     sent = Parsed().feed(loop.proxy.wire.pull())
     order = [frame.extent.image for frame, data in sent.frames if data]
-    assert [sorted(order[at : at + 3]) for at in range(0, 12, 3)] == [[1, 2, 3]] * 4
+    assert [sorted(order[at : at + 3]) for at in range(0, 12, 3)] == [[2, 3, 4]] * 4
 
 
 def test_one_refused_and_the_other_goes_on() -> None:
@@ -109,7 +117,12 @@ def test_one_refused_and_the_other_goes_on() -> None:
     lost: list[RelayError] = []
     large = loop.outlet.begin(migration(7), "large", False, lost.append)
     large.snapshot(1, "")
-    large.open_image(1, "pages-1.img", Mode.REPLACE).write(bytes(4 * MIB))
+    large.open_image(1, "pages-1.img", Mode.REPLACE).write(b"x" * (4 * MIB))
+    loop.pump()
+    assert lost == []
+    loop.clock.advance(STALL_SECONDS)
+    loop.pump()
+    loop.clock.advance(STALL_SECONDS)
     loop.pump()
     assert "memory is full" in lost[0].reason
     assert result(large.decide(False, lost[0].reason)) == []
@@ -121,15 +134,125 @@ def test_one_refused_and_the_other_goes_on() -> None:
     assert not loop.cut
 
 
+class Writer(Producer):
+    """CRIU writes as fast as it may."""
+
+    def __init__(self, sink: Any, total: int) -> None:
+        super().__init__()
+        self.sink = sink
+        self.left = total
+        self.sink.registerProducer(self, True)
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        while self.left:
+            try:
+                room = self.sink.reserve(min(self.left, MIB))
+            except RelayError:
+                return
+            if room is None:
+                return
+            count = min(self.left, len(room.view))
+            room.view[:count] = (self.left.to_bytes(8, "big") * 512)[:4096] * (count // 4096)
+            del room
+            self.left -= count
+            self.sink.written(count)
+        self.sink.unregisterProducer()
+        self.sink.end()
+
+
+def test_one_that_waits_for_memory_holds_up_nobody() -> None:
+    """The window and the link are shared, the memory that a namespace waits for is its own affair."""
+    loop = Loop(memory=16 * MIB, window=8 * MIB).connect()
+    lost: list[RelayError] = []
+    waits = loop.outlet.begin(migration(1), "waits", False, lost.append)
+    waits.snapshot(1, "")
+    loop.pump()
+    Writer(waits.open_image(1, "pages-1.img", Mode.REPLACE), 20 * MIB).resumeProducing()
+    loop.pump()
+    assert loop.store.credits.waiting == [migration(1)]
+    assert loop.window_arena.used <= 5 * MIB, "half of the window is left to others"
+    small = loop.outlet.begin(migration(2), "small", False, lost.append)
+    small.snapshot(1, "")
+    loop.pump()
+    held = result(small.seal({}))
+    loop.pump()
+    assert held == [0], "frames that need no memory pass by"
+    for _ in range(4):
+        loop.clock.advance(STALL_SECONDS)
+        loop.pump()
+    assert len(lost) == 1
+    assert "does not fit" in lost[0].reason
+    waits.decide(False, "given up")
+    loop.settle()
+    loop.pump()
+    big = loop.outlet.begin(migration(3), "big", False, lost.append)
+    big.snapshot(1, "")
+    loop.pump()
+    Writer(big.open_image(1, "pages-1.img", Mode.REPLACE), 12 * MIB).resumeProducing()
+    loop.pump()
+    held = result(big.seal({}))
+    loop.pump()
+    assert held == [12 * MIB]
+
+
+def test_two_that_do_not_fit_together() -> None:
+    loop = Loop(memory=16 * MIB, window=8 * MIB).connect()
+    lost: dict[int, list[RelayError]] = {1: [], 2: []}
+    outgoing = {}
+    for number in (1, 2):
+        outgoing[number] = loop.outlet.begin(migration(number), f"web{number}", False, lost[number].append)
+        outgoing[number].snapshot(1, "")
+        loop.pump()
+    for number in (1, 2):
+        Writer(outgoing[number].open_image(1, "pages-1.img", Mode.REPLACE), 10 * MIB).resumeProducing()
+    loop.pump()
+    assert lost == {1: [], 2: []}
+    for _ in range(2):
+        loop.clock.advance(STALL_SECONDS)
+        loop.pump()
+        loop.settle()
+        loop.pump()
+    held = result(outgoing[1].seal({}))
+    loop.pump()
+    assert (held, lost[1], len(lost[2])) == ([10 * MIB], [], 1)
+
+
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_zeros_are_not_sent(leave_out: bool) -> None:
+    loop = Loop().connect()
+    loop.outlet.window.leave_out_zeros = leave_out
+    outgoing = loop.outlet.begin(FIRST, "web", False, lambda error: None)
+    outgoing.snapshot(1, "")
+    data = b"begin" + bytes(5 * 4096) + b"x" * 4096 + bytes(MIB) + b"y" * 100 + bytes(9000)
+    sink = outgoing.open_image(1, "inventory.img", Mode.REPLACE)
+    loop.pump()
+    before = len(loop.record[UP])
+    for at in range(0, len(data), 7000):
+        sink.write(data[at : at + 7000])
+    sink.end()
+    loop.pump()
+    assert (len(loop.record[UP]) - before < 10 * 4096) is leave_out
+    held = result(outgoing.seal({}))
+    loop.pump()
+    assert held == [len(data)]
+    assert loop.window_arena.used == 0, "zeros are acknowledged too"
+    outgoing.decide(True)
+    loop.pump()
+    [opened] = result(loop.store.namespace("web").begin(None).open(None, "inventory.img"))
+    got = b"".join(result(opened.read(at, MIB))[0] for at in range(0, len(data), MIB))
+    assert got == data
+
+
 def test_discarded_at_the_cache_while_it_comes() -> None:
     loop = Loop(window=8 * MIB).connect()
     lost: list[RelayError] = []
     outgoing = loop.outlet.begin(migration(7), "web", False, lost.append)
     outgoing.snapshot(1, "")
     sink = outgoing.open_image(1, "pages-1.img", Mode.REPLACE)
-    sink.write(bytes(MIB))
+    sink.write(b"x" * MIB)
     loop.pump()
-    sink.write(bytes(2 * MIB))
+    sink.write(b"x" * (2 * MIB))
     loop._move("up", times=2)
     loop.store.discard("web")
     loop.pump()
@@ -137,7 +260,7 @@ def test_discarded_at_the_cache_while_it_comes() -> None:
     loop.pump()
     assert loop.window_arena.used == 0
     assert not loop.cut
-    loop.store._reclaimer.drain()
+    loop.settle()
     assert loop.store_arena.used == 0
 
 
@@ -145,11 +268,13 @@ def test_back_pressure() -> None:
     loop = Loop(window=2 * MIB).connect()
     outgoing = loop.outlet.begin(migration(1), "web", False, lambda error: None)
     outgoing.snapshot(1, "")
+    loop.pump()
     sink: Any = outgoing.open_image(1, "pages-1.img", Mode.REPLACE)
     producer = Producer()
     sink.registerProducer(producer, True)
     count = 0
     while (room := sink.reserve(MIB)) is not None:
+        room.view[:] = b"x" * len(room.view)
         sink.written(len(room.view))
         count += len(room.view)
         del room

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from criu_relay.link.window import Chunk, Window
+from criu_relay.link.chunk import Chunk
+from criu_relay.link.window import Window
 from criu_relay.store.arena import LARGEST, Arena
 from tests.link.support import Producer
 

@@ -75,9 +75,14 @@ class FakeOpened:
     def __init__(self, reactor: Any, data: bytes) -> None:
         self.size = len(data)
         self.closed = 0
+        self.skipped: list[tuple[int, int]] = []
         self.serving: Deferred[int] | None = None
         self._reactor = reactor
         self._data = data
+
+    def skip(self, offset: int, length: int) -> tuple[int, int]:
+        self.skipped.append((offset, length))
+        return offset + 1, offset + length
 
     def serve(self, fd: int) -> Deferred[int]:
         writer = BytesWriter(self._reactor, fd)

@@ -14,6 +14,7 @@ from criu_relay.interfaces import Peer
 from criu_relay.local.pins import ProcessWatch, parent_of, same_program
 from tests.local.bench import LABEL, Bench, Client, drain, framed, opened, text
 from tests.local.fakes import FakeOpened, FakeRestore
+from tests.support.remote_client import varint
 
 FOUND = bytes.fromhex("020000000800")
 MISSING = bytes.fromhex("020000000802")
@@ -184,6 +185,53 @@ def test_a_slow_reader_holds_up_nobody(bench: Bench) -> None:
     assert restore.over == 0
     os.close(pipe)
     bench.loop.until(lambda: restore.over)
+
+
+def skip(offset: int, length: int) -> bytes:
+    return framed(b"\x08" + varint(offset) + b"\x10" + varint(length))
+
+
+def test_a_reader_that_stays_may_skip(bench: Bench) -> None:
+    client, restore = ask(bench, "pages-1.img")
+    image = bench.image(b"x" * (4 << 20))
+    restore.asked[0][2].callback(image)
+    bench.loop.until(lambda: client.poll() == FOUND)
+    pipe = client.pass_pipe("read")
+    answers = b""
+    for offset, length in ((100, 50), (1 << 20, 3 << 20), (1 << 62, 1)):
+        client.send(skip(offset, length))
+        answers += framed(b"\x08" + varint(offset + 1) + b"\x10" + varint(offset + length))
+        bench.loop.until(lambda expected=FOUND + answers: client.poll() == expected)
+    assert image.skipped == [(100, 50), (1 << 20, 3 << 20), (1 << 62, 1)]
+    assert not client.is_over()
+    os.close(pipe)
+    bench.loop.until(lambda: restore.over or image.closed)
+    client.send(skip(5, 5))
+    answers += framed(b"\x08\x06\x10\x0a")
+    bench.loop.until(lambda: client.poll() == FOUND + answers)
+    client.close()
+    bench.loop.until(lambda: len(bench.doors["cache"]) == 0)
+    assert bench.log() == []
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (skip((1 << 63) - 5, 6), "beyond the largest image"),
+        (framed(b"\x08\x05"), "length is missing"),
+        (b"\xff\xff\xff\xff", "are possible"),
+    ],
+)
+def test_a_wrong_skip_ends_the_connection(bench: Bench, message: bytes, reason: str) -> None:
+    client, restore = ask(bench, "pages-1.img")
+    restore.asked[0][2].callback(bench.image(b"x" * (4 << 20)))
+    bench.loop.until(lambda: client.poll() == FOUND)
+    pipe = client.pass_pipe("read")
+    bench.loop.turns()
+    client.send(message)
+    bench.loop.until(client.is_over)
+    os.close(pipe)
+    assert reason in "".join(bench.log())
 
 
 def test_one_process_is_one_restore_until_it_says_finish(bench: Bench, process: subprocess.Popen[bytes]) -> None:

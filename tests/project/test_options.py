@@ -14,16 +14,17 @@ from twisted.python import usage
 from criu_relay import values
 from criu_relay.options import CacheOptions, CacheSettings, ProxyOptions, ProxySettings
 from criu_relay.settings import Attached
+from criu_relay.store.policy import Dedup, Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = [ProxyOptions, CacheOptions]
 PROXY_KEYS = [
-    *("allow-uid", "control", "criu-dev-link", "idle", "images", "insecure", "link", "link-fd", "link-timeout"),
-    *("manhole", "manhole-keys", "metrics", "rate", "state", "stream", "tls-ca", "tls-cert", "tls-key", "tls-peer"),
-    "window",
+    *("allow-uid", "control", "criu-dev-link", "dedup", "idle", "images", "insecure", "link", "link-fd"),
+    *("link-timeout", "manhole", "manhole-keys", "metrics", "rate", "state", "stream", "tls-ca", "tls-cert", "tls-key"),
+    *("tls-peer", "window"),
 ]
 TLS_FILES = ["--tls-cert", "node.crt", "--tls-key", "node.key", "--tls-ca", "ca.crt"]
-CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain"}) - {"window", "rate"})
+CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain", "release", "spill", "ttl"}) - {"window", "rate"})
 
 
 def parse(side: type[ProxyOptions] | type[CacheOptions], *arguments: str) -> ProxySettings | CacheSettings:
@@ -82,6 +83,7 @@ def test_proxy_defaults() -> None:
         tls=None,
         window=256 * 2**20,
         rate=None,
+        leave_out_zeros=True,
     )
 
 
@@ -103,8 +105,22 @@ def test_cache_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         link_timeout=30.0,
         tls=None,
         memory=5 * 2**30,
-        retain=False,
+        policy=Policy(),
     )
+
+
+def test_memory_options(tmp_path: Path) -> None:
+    settings = parse(CacheOptions, "--release", "--ttl", "90", "--spill", str(tmp_path), "--dedup", "pages")
+    assert settings.policy == Policy(release=True, ttl=90.0, spill=tmp_path, dedup=Dedup.PAGES)
+    for value, leaves_out in (("off", False), ("zero", True), ("pages", True)):
+        assert parse(ProxyOptions, "--dedup", value).leave_out_zeros is leaves_out
+
+
+def test_wrong_memory_options(tmp_path: Path) -> None:
+    assert "exclude each other" in refusal(CacheOptions, "--retain", "--release")
+    assert "off, zero, pages" in refusal(CacheOptions, "--dedup", "all")
+    assert "create it first" in refusal(CacheOptions, "--spill", str(tmp_path / "missing"))
+    assert "--ttl" in refusal(CacheOptions, "--ttl", "0")
 
 
 def test_system_directories(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +217,7 @@ def test_flags() -> None:
     assert parse(CacheOptions, "--retain", "--insecure") == parse(CacheOptions, "--insecure", "--retain", "--retain")
     settings = parse(CacheOptions, "--retain", "--insecure")
     assert isinstance(settings, CacheSettings)
-    assert settings.retain
+    assert settings.policy.retain
     assert settings.insecure
 
 
@@ -527,6 +543,7 @@ def test_file(tmp_path: Path) -> None:
         tls=None,
         window=2 * 2**20,
         rate=None,
+        leave_out_zeros=True,
     )
 
 
@@ -557,6 +574,7 @@ def test_command_line_wins(tmp_path: Path) -> None:
         tls=None,
         window=3 * 2**20,
         rate=None,
+        leave_out_zeros=True,
     )
 
 
@@ -575,7 +593,7 @@ def test_false_flags(tmp_path: Path) -> None:
     path = write(tmp_path / "relay.toml", "insecure = false\nretain = false\n")
     settings = parse(CacheOptions, "--config", path)
     assert isinstance(settings, CacheSettings)
-    assert (settings.insecure, settings.retain) == (False, False)
+    assert (settings.insecure, settings.policy.retain) == (False, False)
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_D23_what_does_not_fit_is_refused_and_given_back(relay: Relay) -> None:
     pipe = dump.begin("pages-1.img")
     with pytest.raises(BrokenPipeError):
         for _ in range(64):
-            os.write(pipe, bytes(MIB))
+            os.write(pipe, os.urandom(MIB))
     os.close(pipe)
     reason = relay.command("wait", "web", "--timeout", "20", at="proxy").stderr
     assert "memory" in reason or "budget" in reason, reason

@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from criu_relay.interfaces import Counters, Mode, Owner
 from criu_relay.store.arena import Arena
 from criu_relay.store.generation import Generation
+from criu_relay.store.policy import Policy
 from criu_relay.store.store import Store
 
 MIB = 1 << 20
@@ -40,15 +41,29 @@ class Readers:
         self.removeWriter = self.writers.discard
 
 
+class Turns(Clock):
+    """A reactor's time that goes on turn by turn: what is asked for in one turn comes in the next."""
+
+    def turn(self) -> bool:
+        """One turn; False: nothing was due."""
+        due = list(self.getDelayedCalls())
+        for call in due:
+            self.calls.remove(call)
+            call.func(*call.args, **call.kw)
+        return bool(due)
+
+
 class Bench:
     """A store, and short ways to fill it."""
 
-    def __init__(self, memory: int = 16 * MIB, keep: int | None = None, retain: bool = False) -> None:
-        self.clock = Clock()
+    def __init__(
+        self, memory: int = 16 * MIB, keep: int | None = None, clock: Clock | None = None, **policy: Any
+    ) -> None:
+        self.clock = clock or Clock()
         self.reactor = Readers()
         self.arena = Arena(memory, keep=memory if keep is None else keep)
         self.counters = Counters()
-        self.store = Store(self.reactor, self.clock, self.arena, self.counters, PATIENCE, retain)
+        self.store = Store(self.reactor, self.clock, self.arena, self.counters, PATIENCE, Policy(**policy))
         self._ids = 0
 
     def begin(self, name: str = "web", owner: Owner = ALICE, copy: bool = False) -> bytes:
@@ -106,11 +121,14 @@ class Bench:
         return migration
 
     def settle(self) -> None:
-        """Let the reclaimer finish."""
-        while self.clock.getDelayedCalls() and min(c.getTime() for c in self.clock.getDelayedCalls()) <= (
-            self.clock.seconds()
-        ):
-            self.clock.advance(0)
+        """Let what is to be done at once be done."""
+        settle(self.clock)
+
+
+def settle(clock: Clock) -> None:
+    """Let what is to be done at once be done."""
+    while clock.getDelayedCalls() and min(call.getTime() for call in clock.getDelayedCalls()) <= clock.seconds():
+        clock.advance(0)
 
 
 def outcome(deferred: Any) -> list[Any]:

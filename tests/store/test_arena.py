@@ -67,7 +67,7 @@ def test_no_merge_while_a_sibling_is_used() -> None:
     first, second = arena.allocate(SMALLEST), arena.allocate(SMALLEST)
     assert first and second
     arena.free(first)
-    assert arena.recycled == LARGEST - SMALLEST
+    assert arena.recycled == SMALLEST, "what nobody had yet has no pages"
     large = arena.allocate(LARGEST)
     assert large is not None
     assert large.offset != 0
@@ -90,14 +90,72 @@ def test_warm_memory_goes_before_fresh() -> None:
 
 def test_warm_small_ones_go_before_a_split() -> None:
     arena = Arena(4 * MIB, keep=4 * MIB)
-    small, large = arena.allocate(SMALLEST), arena.allocate(LARGEST)
-    assert small and large
+    small, large = [arena.allocate(SMALLEST) for _ in range(256)], arena.allocate(LARGEST)
+    assert large
     arena.free(large)
-    for _ in range(LARGEST // SMALLEST - 1):
+    for extent in small[::2]:
+        assert extent
+        arena.free(extent)
+    for _ in small[::2]:
         extent = arena.allocate(SMALLEST)
         assert extent is not None
         assert extent.offset < LARGEST
     assert arena.recycled == LARGEST
+
+
+def test_free_memory_counts_against_the_budget_too() -> None:
+    """Small parts that are free make room for a large extent that needs fresh memory."""
+    arena = Arena(2 * MIB, keep=2 * MIB)
+    small = [extent for extent in (arena.allocate(SMALLEST) for _ in range(512)) if extent]
+    assert len(small) == 512
+    fds = {extent.fd for extent in small}
+    for extent in small:
+        extent.view[:1] = b"x"
+    for index, extent in enumerate(small):
+        if index % 256:
+            arena.free(extent)
+    assert arena.recycled == 510 * SMALLEST
+    large = arena.allocate(LARGEST)
+    assert large is not None
+    large.view[:] = b"y" * LARGEST
+    assert sum(resident(fd) for fd in fds | {large.fd}) <= arena.limit
+    assert arena.allocated + arena.recycled <= arena.limit
+
+
+def test_bookkeeping_counts() -> None:
+    arena = Arena(LARGEST, keep=0)
+    assert arena.reserve(SMALLEST)
+    arena.note(SMALLEST)
+    assert arena.used == SMALLEST
+    assert arena.allocate(LARGEST) is None
+    arena.forget(SMALLEST)
+    assert arena.allocate(LARGEST) is not None
+
+
+def test_what_is_reserved_nobody_else_gets() -> None:
+    arena = Arena(LARGEST, keep=0)
+    assert arena.reserve(LARGEST)
+    assert not arena.reserve(1)
+    assert arena.allocate(1) is None
+    number = arena.take(LARGEST)
+    assert arena.used == LARGEST
+    arena.put(number, LARGEST // SMALLEST, False)
+    assert arena.used == 0
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 256), (1, 255), (3, 2), (5, 200), (255, 1)])
+def test_any_run_of_pages_can_go_back(first: int, count: int) -> None:
+    arena = Arena(LARGEST, keep=LARGEST)
+    assert arena.reserve(LARGEST)
+    number = arena.take(LARGEST)
+    arena.put(number + first, count, False)
+    assert arena.recycled == count * SMALLEST
+    assert arena.allocated == LARGEST - count * SMALLEST
+    for start, length in ((0, first), (first + count, 256 - first - count)):
+        if length:
+            arena.put(number + start, length, False)
+    assert arena.recycled == LARGEST
+    assert arena.allocate(LARGEST) is not None, "all of it merged"
 
 
 def pipe_with(extent: Extent) -> int:
@@ -280,7 +338,7 @@ def test_a_region_that_cannot_be_mapped_leaves_no_descriptor(monkeypatch: pytest
 
     monkeypatch.setattr(module.mmap, "mmap", refuse)
     with pytest.raises(OSError, match="no memory"):
-        module.Region(MIB)
+        module.Region(0, MIB)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -340,7 +398,9 @@ def test_any_order_of_taking_and_giving_back(steps: list[Step]) -> None:
     for extent in live.values():
         arena.free(extent)
     assert arena.used == 0
-    assert [size for size in CLASSES[:-1] if arena._free[size]] == [], "a part did not merge"
+    assert [size for size in CLASSES[:-1] for heat in module.Heat if arena._free[heat][size]] == [], (
+        "a part did not merge"
+    )
     while arena.trim(MIB):
         pass
     assert arena.recycled <= arena.keep

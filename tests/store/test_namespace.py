@@ -171,7 +171,7 @@ def test_an_image_that_is_open_outlives_its_generation(bench: Bench, web: Namesp
     assert content(running) == b"old"
     running[0].close()
     bench.settle()
-    assert bench.arena.used == 4096
+    assert bench.arena.allocated == 4096
 
 
 def test_a_replaced_generation_is_an_error_and_not_an_absent_image(bench: Bench, web: Namespace) -> None:

@@ -10,6 +10,7 @@ from criu_relay.interfaces import IOpenedImage
 from criu_relay.store.arena import LARGEST
 from criu_relay.store.image import Image
 from criu_relay.store.opened import OpenedImage
+from criu_relay.store.table import Kind
 from tests.store.support import Bench, outcome
 
 
@@ -34,10 +35,10 @@ def test_reading() -> None:
 
 def test_close_counts_once() -> None:
     image, source = opened(Bench(), b"abc")
-    assert source.readers == 1
+    assert source.readers == {image}
     image.close()
     image.close()
-    assert source.readers == 0
+    assert source.readers == set()
 
 
 def test_a_server_keeps_the_memory_after_close() -> None:
@@ -79,11 +80,11 @@ def test_reading_what_was_discarded_errs() -> None:
     bench = Bench()
     image, source = opened(bench, b"x" * LARGEST)
     image.close()
-    source.discard(0, LARGEST)
+    source.discard(0, LARGEST, Kind.DISCARDED)
     assert isinstance(outcome(image.read(0, 10))[0], Conflict)
 
 
 def test_a_descriptor_that_is_none_errs() -> None:
     image, source = opened(Bench(), b"x")
     assert isinstance(outcome(image.serve(-1))[0], RelayError)
-    assert source.readers == 1
+    assert source.readers == {image}

@@ -1,83 +1,94 @@
-"""Memory comes back a bounded number of extents per turn."""
+"""Memory comes back a bounded number of pages per turn."""
 
 from __future__ import annotations
 
+import numpy
 import pytest
-from twisted.internet.task import Clock
 
-from criu_relay.store.arena import LARGEST, SMALLEST, Arena, Extent
-from criu_relay.store.reclaim import EXTENTS_PER_TURN, TRIM_PER_TURN, Reclaimer
+from criu_relay.store.arena import LARGEST, SMALLEST, Arena
+from criu_relay.store.pages import PageIndex, Pages
+from criu_relay.store.reclaim import PAGES_PER_TURN, TRIM_PER_TURN, Reclaimer
+from tests.store.support import Turns
 
 MIB = 1 << 20
 
 
-class Turns(Clock):
-    """A reactor's time that goes on turn by turn: what is asked for in one turn comes in the next."""
+class Bench:
+    def __init__(self, memory: int, keep: int) -> None:
+        self.clock = Turns()
+        self.arena = Arena(memory, keep)
+        self.pages = Pages(self.arena)
+        self.index = PageIndex(self.pages)
+        self.reclaimer = Reclaimer(self.clock, self.pages)
 
-    def turn(self) -> bool:
-        """One turn; False: nothing was due."""
-        due = list(self.getDelayedCalls())
-        for call in due:
-            self.calls.remove(call)
-            call.func(*call.args, **call.kw)
-        return bool(due)
-
-
-def taken(arena: Arena, count: int, size: int = SMALLEST) -> list[Extent]:
-    extents = [arena.allocate(size) for _ in range(count)]
-    assert None not in extents
-    return [extent for extent in extents if extent]
+    def taken(self, extents: int, size: int = LARGEST) -> numpy.ndarray:
+        """The numbers of the pages of so many extents."""
+        found = []
+        for _ in range(extents):
+            assert self.arena.reserve(size)
+            first = self.arena.take(size)
+            self.pages.own(first, size // SMALLEST)
+            found.append(numpy.arange(first, first + size // SMALLEST))
+        return numpy.concatenate(found)
 
 
 def test_a_bounded_number_per_turn() -> None:
-    clock, arena = Turns(), Arena(4 * MIB, keep=4 * MIB)
-    reclaimer = Reclaimer(clock, arena)
-    reclaimer.reclaim(taken(arena, 2 * EXTENTS_PER_TURN + 1), False)
-    assert reclaimer.waiting == (2 * EXTENTS_PER_TURN + 1) * SMALLEST == arena.used
+    bench = Bench(16 * MIB, 16 * MIB)
+    numbers = bench.taken(9)
+    bench.reclaimer.reclaim(numbers, bench.index)
+    assert bench.reclaimer.waiting == 9 * MIB == bench.arena.used
     left = []
-    while clock.turn():
-        left.append(arena.used // SMALLEST)
-    assert left == [EXTENTS_PER_TURN + 1, 1, 0]
-    assert reclaimer.waiting == 0
+    while bench.clock.turn():
+        left.append(bench.arena.used // SMALLEST)
+    assert left == [len(numbers) - PAGES_PER_TURN, len(numbers) - 2 * PAGES_PER_TURN, 0]
+    assert bench.reclaimer.waiting == 0
 
 
 def test_one_turn_for_many_calls() -> None:
-    clock, arena = Clock(), Arena(4 * MIB, keep=4 * MIB)
-    reclaimer = Reclaimer(clock, arena)
-    for extent in taken(arena, 10):
-        reclaimer.reclaim([extent], True)
-    assert len(clock.getDelayedCalls()) == 1
-    clock.advance(0)
-    assert arena.used == 0
-    assert clock.getDelayedCalls() == []
+    bench = Bench(4 * MIB, 4 * MIB)
+    for _ in range(3):
+        bench.reclaimer.reclaim(bench.taken(1), bench.index)
+    assert len(bench.clock.getDelayedCalls()) == 1
 
 
 def test_surplus_is_trimmed_over_turns() -> None:
-    clock, arena = Turns(), Arena(8 * MIB, keep=0)
-    reclaimer = Reclaimer(clock, arena)
-    reclaimer.reclaim(taken(arena, 8, LARGEST), False)
-    turns = []
-    while clock.turn():
-        turns.append(arena.recycled)
-    assert turns == list(range(8 * MIB - TRIM_PER_TURN, -1, -TRIM_PER_TURN))
+    bench = Bench(8 * MIB, 0)
+    bench.reclaimer.reclaim(bench.taken(4), bench.index)
+    bench.clock.turn()
+    assert bench.arena.recycled == 4 * MIB - TRIM_PER_TURN
+    while bench.clock.turn():
+        pass
+    assert bench.arena.recycled == 0
 
 
-def test_drain_gives_back_at_once() -> None:
-    clock, arena = Clock(), Arena(4 * MIB, keep=4 * MIB)
-    reclaimer = Reclaimer(clock, arena)
-    reclaimer.reclaim(taken(arena, 1000), False)
-    reclaimer.drain()
-    assert arena.used == 0
-    clock.advance(0)
-    assert clock.getDelayedCalls() == []
+def test_what_is_on_its_way_is_obtained_at_once_and_no_more_than_needed() -> None:
+    bench = Bench(8 * MIB, 8 * MIB)
+    bench.reclaimer.reclaim(bench.taken(8), bench.index)
+    assert bench.reclaimer.obtain(MIB)
+    assert bench.arena.reserved == MIB
+    assert bench.reclaimer.waiting == 8 * MIB - PAGES_PER_TURN * SMALLEST
+    assert not bench.reclaimer.obtain(8 * MIB)
+    assert bench.arena.reserved == MIB
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_it_passes_on_whether_pages_are_shared(shared: bool) -> None:
-    clock, arena = Clock(), Arena(4 * MIB, keep=4 * MIB)
-    extents = taken(arena, 1, LARGEST)
-    extents[0].view[:4] = b"warm"
-    Reclaimer(clock, arena).reclaim(extents, shared)
-    clock.advance(0)
-    again = taken(arena, 1, LARGEST)[0]
-    assert bytes(again.view[:4]) == (bytes(4) if shared else b"warm")
+def test_who_waits_is_told_after_each_turn() -> None:
+    bench = Bench(8 * MIB, 8 * MIB)
+    used: list[int] = []
+    bench.reclaimer.freed = lambda: used.append(bench.arena.used)
+    bench.reclaimer.reclaim(bench.taken(8), bench.index)
+    while bench.clock.turn():
+        pass
+    assert used == [4 * MIB, 0]
+
+
+@pytest.mark.parametrize("passed", [False, True])
+def test_pages_that_a_pipe_may_refer_to_are_not_written_again(passed: bool) -> None:
+    bench = Bench(4 * MIB, 4 * MIB)
+    numbers = bench.taken(1)
+    bench.arena.view(int(numbers[0]), 1)[:4] = b"warm"
+    if passed:
+        bench.pages.passed(numbers[5:6])
+    bench.reclaimer.reclaim(numbers, bench.index)
+    bench.clock.turn()
+    again = bench.taken(1)
+    assert bytes(bench.arena.view(int(again[0]), 1)[:4]) == (bytes(4) if passed else b"warm")

@@ -230,7 +230,7 @@ def test_a_newer_one_replaces_at_its_commit(bench: Bench) -> None:
     assert states(bench) == ["discarded", "committed"]
     assert "replaced" in bench.store.namespaces["web"].generations[0].reason
     bench.settle()
-    assert bench.arena.used == 4096
+    assert bench.arena.allocated == 4096
 
 
 def test_an_aborted_newer_one_leaves_the_old(bench: Bench) -> None:
@@ -303,7 +303,7 @@ def test_retain_keeps(bench: Bench) -> None:
     bench.committed()
     for _ in range(2):
         assert bench.store.restored("web").state is State.COMMITTED
-    assert bench.arena.used == 4096
+    assert bench.arena.allocated == 4096
 
 
 @pytest.mark.parametrize("make", ["begin", "held"])
@@ -359,8 +359,8 @@ def test_discarding_a_range(bench: Bench) -> None:
     bench.store.decide(ALICE, migration, True, "")
     assert bench.store.discard_image("web", None, "pages-1.img", MIB, MIB) == MIB
     assert bench.store.discard_image("web", None, "pages-1.img", 2 * MIB, None) == MIB
-    bench.store._reclaimer.drain()
-    assert bench.arena.used == MIB
+    bench.settle()
+    assert bench.arena.allocated == MIB
     opened = outcome(bench.store.namespace("web").begin(None).open(None, "pages-1.img"))
     assert opened[0].size == 3 * MIB
 
@@ -373,14 +373,14 @@ def test_a_full_budget(bench: Bench) -> None:
     with pytest.raises(OutOfMemory):
         bench.write(migration, b"x" * (17 * MIB))
     bench.store.link_lost(ALICE, [migration], "no memory")
-    bench.store._reclaimer.drain()
+    bench.settle()
     assert bench.arena.used == 0
     bench.committed(b"x" * (8 * MIB))
 
 
 def test_memory_on_its_way_back_is_not_missed(bench: Bench) -> None:
     migration = bench.begin()
-    bench.write(migration, b"x" * (16 * MIB))
+    bench.write(migration, b"x" * (15 * MIB))
     bench.store.decide(ALICE, migration, False, "")
     bench.committed(b"y" * (8 * MIB))
 

@@ -48,7 +48,7 @@ def test_every_section_has_marks():
 
 def test_limits():
     rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (\d+) \|", PAGE, re.MULTILINE)
-    assert len(rows) == 12
+    assert len(rows) == 14
     for module, name, value in rows:
         assert getattr(importlib.import_module(f"criu_relay.wire.{module}"), name) == int(value)
 

@@ -1,0 +1,41 @@
+"""Pages of zeros: which pages of some memory are, and zeros to hash, send and serve in place of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+PAGE = 4096
+"""Bytes in a page: the unit that images are deduplicated in."""
+
+ZEROS = memoryview(bytes(256 << 10))
+"""Zeros to be hashed: small enough to stay in the processor's cache, large enough for few calls."""
+
+_FIRST, _MIDDLE, _LAST = 0, 203, 511
+"""Words of a page that are looked at first: few pages of a process have zeros in all three and are not all zeros."""
+
+
+def zero_rows(words: numpy.ndarray) -> numpy.ndarray:
+    """Which rows (of 512 words of 8 bytes) are all zeros.
+
+    Three words tell for nearly every other page, which makes it ten times as fast as looking at all.
+    """
+    found: numpy.ndarray = (words[:, _FIRST] | words[:, _MIDDLE] | words[:, _LAST]) == 0
+    likely = numpy.flatnonzero(found)
+    if len(likely):
+        found[likely] = numpy.bitwise_or.reduce(words[likely], axis=1) == 0
+    return found
+
+
+def rows(view: memoryview) -> numpy.ndarray:
+    """Whole pages as rows of words. Let go of it before the memory is given back."""
+    return numpy.frombuffer(view, numpy.uint64).reshape(-1, PAGE // 8)
+
+
+def hash_zeros(hasher: Any, count: int) -> None:
+    """Update a hash with `count` zeros."""
+    while count:
+        part = min(count, len(ZEROS))
+        hasher.update(ZEROS[:part])
+        count -= part

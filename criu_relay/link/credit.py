@@ -1,0 +1,91 @@
+"""What a migration may send: the memory that the cache has reserved for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from twisted.internet.interfaces import IPushProducer
+
+from criu_relay.errors import ProtocolError
+from criu_relay.wire import link as wire
+
+if TYPE_CHECKING:
+    from criu_relay.link.images import QueuedImage
+    from criu_relay.link.window import Window
+
+AHEAD = wire.MAX_PAYLOAD
+"""Bytes that every migration may keep in the window beyond its credit: enough to send at once when there is more. All
+together may keep as much as half of the window, and leave the rest to those that have credit."""
+
+
+class SendCredit:
+    """See the module. Costs are bytes of the cache's memory.
+
+    @ivar left: what may be sent.
+    @ivar queued: bytes in the window that are not sent yet.
+    """
+
+    def __init__(self, window: Window, ready: Callable[[QueuedImage], None]) -> None:
+        """@param ready: puts an image on the scheduler's round again."""
+        self.left = 0
+        self.queued = 0
+        self._window = window
+        self._granted = 0
+        self._ready = ready
+        self._images: deque[QueuedImage] = deque()
+        self._producers: deque[IPushProducer] = deque()
+
+    @property
+    def full(self) -> bool:
+        """Nothing more is to be read before something is sent."""
+        return self.queued >= AHEAD + self.left and self._window.queued >= self._window.limit // 2
+
+    def granted(self, total: int) -> None:
+        """The cache has granted so much in all.
+
+        @raise ProtocolError: that is less than before.
+        """
+        if total < self._granted:
+            raise ProtocolError(f"credit.bytes is {total}, it was {self._granted}")
+        self.left += total - self._granted
+        self._granted = total
+        images, self._images = self._images, deque()
+        for image in images:
+            self._ready(image)
+        self._resume()
+
+    def spend(self, cost: int) -> None:
+        """Something is sent."""
+        self.left -= cost
+
+    def queue(self, count: int) -> None:
+        """So many bytes more of the window wait to be sent."""
+        self.queued += count
+        self._window.queued += count
+
+    def sent(self, count: int) -> None:
+        """So many do not wait any more."""
+        self.queue(-count)
+        self._resume()
+
+    def park(self, image: QueuedImage) -> None:
+        """It goes on when there is more credit."""
+        self._images.append(image)
+
+    def wait(self, producer: IPushProducer) -> None:
+        """Resume this producer when more may be queued."""
+        if producer not in self._producers:
+            self._producers.append(producer)
+
+    def forget(self, producer: IPushProducer) -> None:
+        """It does not wait any more."""
+        if producer in self._producers:
+            self._producers.remove(producer)
+
+    def _resume(self) -> None:
+        if self._producers and not self.full:
+            producers, self._producers = self._producers, deque()
+            for producer in producers:
+                producer.resumeProducing()
