@@ -286,7 +286,7 @@ def test_back_pressure() -> None:
     loop.pump()
     assert producer.calls == ["resume"]
     assert sink.reserve(1) is not None
-    assert loop.window_arena.used == 4096
+    assert loop.window_arena.used == MIB
 
 
 def test_held_is_told_again_and_aborted_when_nobody_knows_it() -> None:
