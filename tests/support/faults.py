@@ -332,7 +332,9 @@ class FaultProxy(Factory):
     def now(self, fault: Fault) -> None:
         """Do it to every open connection."""
         for pair in self.pairs:
-            if pair.joined and fault.connection in (None, self.pairs.index(pair)):
+            if fault.what == "reset":
+                pair.reset()
+            elif pair.joined and fault.connection in (None, self.pairs.index(pair)):
                 pair.flows[fault.way].stream.now(fault)
                 pair.flows[fault.way].received(b"")
 
