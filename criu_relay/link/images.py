@@ -123,9 +123,12 @@ class QueuedImage:
         return link_pb2.ImageSummary(snapshot=self.snapshot, name=self.name, size=self.size, digest=self.digest)
 
     def queue(self, item: link_pb2.Frame | Chunk | PipeRange | bytes) -> None:
-        """Send this after everything of this image that was queued before."""
-        self._frames.append(item)
-        self.migration.image_ready(self)
+        """Send this after everything of this image that was queued before, unless nothing of it is sent any more."""
+        if self.migration.dead is None:
+            self._frames.append(item)
+            self.migration.image_ready(self)
+        elif isinstance(item, link_pb2.Frame) and item.HasField("fetch"):
+            self.migration.fetches.give_up(item.fetch.request, self.migration.dead)
 
     def header(self, offset: int, payload: int, runs: Sequence[int] = ()) -> bytes:
         """Of the frame with C{payload} bytes from C{offset} on, and zeros between them as C{runs} say."""

@@ -312,8 +312,9 @@ def test_what_the_reader_has_not_read_yet_does_not_change(arena: Arena, kind: st
 
 
 @pytest.fixture
-def skipped(arena: Arena) -> Iterator[tuple[Source, Serving, End]]:
+def skipped(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Source, Serving, End]]:
     """4 MiB on their way into a pipe of 64 KiB which is full."""
+    monkeypatch.setattr(module, "enlarge", lambda fd: None)
     end = End("pipe")
     image = image_of(arena, b"".join(bytes([number]) * 4096 for number in range(256)) * 4)
     serving = Serving(image, end).start()

@@ -626,8 +626,8 @@ def test_frames_belong_to_the_name_of_the_certificate(way: str, ca: Authority) -
         body = link_pb2.Namespace(migration=b"m" * 16, name="web", copy=False)
         pair.proxy.connection.send(Frame(namespace=body))
         pair.run()
-        owners.append(intake.calls[-1][1] if intake.calls[-1][0] == "begin" else None)
         begun = [call for call in intake.calls if call[0] == "begin"]
+        owners.append(begun[-1][1])
         assert begun[-1][1] == Owner(name, PROXY_ID)
         pair.close()
     assert len(set(owners)) == 2

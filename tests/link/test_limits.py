@@ -147,11 +147,11 @@ def test_links(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_read_back_and_not_taken(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not read what it asked for: its link ends before that fills our memory."""
-    monkeypatch.setattr(connection, "QUEUED_CONTROL_BYTES", 4 * MIB)
+    monkeypatch.setattr(connection, "QUEUED_CONTROL_BYTES", 2 * MIB)
     wired = hostile(loop)
     wired.say(begun(), Frame(snapshot={**ONE, "index": 1, "label": ""}), image(1))
-    wired.say(Frame(extent={**ONE, "image": 1, "offset": 0}), payload=bytes(MIB))
-    wired.say(Frame(image_end={**ONE, "image": 1, "size": MIB}))
+    wired.say(Frame(extent={**ONE, "image": 1, "offset": 0}), payload=bytes(MIB // 2))
+    wired.say(Frame(image_end={**ONE, "image": 1, "size": MIB // 2}))
     wired.heard()
     wired.wire.pull = lambda times=0: b""  # type: ignore[method-assign, assignment]
     count = 0
