@@ -14,23 +14,13 @@ from zope.interface import implementer
 
 from criu_relay.errors import RelayError
 from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge
+from criu_relay.flow.ways import CRIU, Piece, Way, sendfile, write
 
 PIPE_BYTES_PER_TURN = 1 << 20
 """What one turn of the reactor moves at most."""
 
 SOCKET_BYTES_PER_SEND = 256 << 10
 """Measured best for send(2) of mapped memory to a unix socket."""
-
-
-class Piece(Protocol):
-    """A run of bytes that lies in one memfd."""
-
-    @property
-    def fd(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def view(self) -> memoryview: ...
 
 
 class Readable(Protocol):
@@ -66,6 +56,7 @@ class ImageServer:
         self._fd = os.dup(fd)
         os.set_blocking(self._fd, False)
         self._pipe = stat.S_ISFIFO(os.fstat(self._fd).st_mode)
+        self._way = Way(CRIU, sendfile if self._pipe else write, write)
         self._written = 0
         self.done: Deferred[int] = Deferred(lambda _: self._stop())
 
@@ -114,11 +105,11 @@ class ImageServer:
         self._finish()
 
     def _send(self, piece: Piece, most: int) -> int:
-        count = min(most, len(piece.view))
-        if self._pipe:
+        count = min(len(piece.view), most if self._pipe else SOCKET_BYTES_PER_SEND)
+        sent = self._way(self._fd, piece, 0, count)
+        if self._way.step is sendfile:
             self._image.shared = True
-            return os.sendfile(self._fd, piece.fd, piece.offset, count)
-        return os.write(self._fd, piece.view[: min(count, SOCKET_BYTES_PER_SEND)])
+        return sent
 
     def _stop(self) -> None:
         if self._fd >= 0:

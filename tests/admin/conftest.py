@@ -154,6 +154,7 @@ def status(role: str = "proxy", **changes: Any) -> dict[str, Any]:
         "attachments": [],
         "namespaces": [],
         "waiting": [],
+        "hops": {"criu": {}, "link": {}, "refused": {}},
         "counters": {},
         "times": {},
         "failures": [],
