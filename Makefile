@@ -4,6 +4,9 @@
 # make faults    200 random moments of dumps at which daemons, criu and its script are killed and the link is cut
 # make soak      ten minutes of dumps with faults: descriptors and memory must stay flat; ARGS="--seconds 60"
 # make check     ruff, mypy, and the generated protobuf modules against their sources
+# make manual    write the manual pages and completions again
+# make deb       a package for this Debian: build/criu-relay_*.deb
+# make try-deb   install that package in a clean root (debootstrap), run both daemons there, remove it again
 # make proto     generate those modules again
 # make format    ruff's formatting
 # make clean     remove what these made
@@ -23,10 +26,10 @@ PROTO := $(wildcard proto/criu_relay/wire/*.proto)
 CODE := criu_relay twisted/plugins tests bench docs setup.py scripts/demo
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto $(PROTO)
 
-.PHONY: help demo test bench faults soak check proto format clean build/criu
+.PHONY: help demo test bench faults soak check manual deb try-deb proto format clean build/criu
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 12
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 15
 
 build/venv/.test build/venv/.dev: build/venv/.%: pyproject.toml setup.py scripts/make-venv
 	@PYTHON='$(PYTHON)' scripts/make-venv build/venv $*
@@ -62,6 +65,15 @@ check: build/venv/.dev
 	diff -ru "$$fresh/committed" "$$fresh/criu_relay/wire" || \
 	{ echo "generated modules are not what proto/ gives: run make proto" >&2; exit 1; }
 	@echo "check: all well"
+
+manual: build/venv/.test
+	$(BIN)/python docs/make_manual.py
+
+deb: build/venv/.test
+	@PYTHON=$(BIN)/python scripts/make-deb build
+
+try-deb: deb
+	@scripts/try-deb build/criu-relay_*.deb
 
 proto: build/venv/.dev
 	$(PROTOC) --python_out=. --pyi_out=.

@@ -223,17 +223,21 @@ def relay(
     cache: Sequence[str] = (),
     dialect: str = "stream",
     copy: bool = True,
+    warm: int | None = None,
 ) -> Iterator[Measured]:
     """Start a proxy and a cache with these options; their logs are shown when something fails.
 
     @param copy: what is dumped lives on.
+    @param warm: bytes of memory that the cache keeps ready; by default one image, as the references do.
     """
     started = Relay(Path(tempfile.mkdtemp(prefix="logs-", dir=stage.folder)))
     try:
-        started.start_cache(*cache)
+        started.start_cache("--warm", str(stage.plan.size if warm is None else warm), *cache)
         started.start_proxy(*proxy)
         started.linked()
-        yield Measured(stage, started, dialect, copy)
+        ours = Measured(stage, started, dialect, copy)
+        ours.settle()
+        yield ours
     except BaseException:
         print(started.report(), file=sys.stderr)
         raise

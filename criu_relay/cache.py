@@ -26,13 +26,11 @@ from criu_relay.options import CacheOptions
 from criu_relay.settings import CacheSettings
 from criu_relay.store.arena import Arena
 from criu_relay.store.store import Store
+from criu_relay.store.warm import Warmer
 from criu_relay.wire.link_pb2 import CACHE
 from criu_relay.wire.names import check_name
 
 Options = CacheOptions
-
-WARM = 256 << 20
-"""Bytes of free memory that are kept with their pages: the next migration writes into them at a fourth of the cost."""
 
 
 class Cache(Daemon):
@@ -47,7 +45,8 @@ class Cache(Daemon):
     ) -> None:
         """See L{Daemon}."""
         super().__init__(reactor, settings, reread)
-        arena = Arena(settings.memory, keep=min(WARM, settings.memory))
+        arena = Arena(settings.memory, keep=min(settings.warm, settings.memory))
+        Warmer(reactor, arena).setServiceParent(self)
         self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.policy)
         self.receiver = Receiver(self.store, self.counters, reactor, patience_of(settings))
         self.store.rejected = self.receiver.rejected

@@ -22,6 +22,7 @@ from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.listen import listen_control
 from criu_relay.admin.page import Page
 from criu_relay.errors import Conflict, RelayError
+from criu_relay.flow.ways import TAKEN
 from criu_relay.interfaces import Counters
 from criu_relay.lifecycle import Lifecycle
 from criu_relay.link.credentials import Credentials, Files
@@ -194,6 +195,7 @@ class Daemon(MultiService):
             "version": __version__,
             "pid": os.getpid(),
             "uptime_s": self.reactor.seconds() - self.began,
+            "hops": TAKEN.described(),
             "counters": dict(counters.values),
             "times": {
                 name: {"counts": list(times.counts), "total_s": times.total} for name, times in counters.times.items()

@@ -33,6 +33,7 @@ SMALLEST_BUFFER = 2**20
 
 DEFAULT_LINK_PORT = 9876
 DEFAULT_WINDOW = "256M"
+DEFAULT_WARM = "256M"
 DEFAULT_IDLE = "3600"
 DEFAULT_LINK_TIMEOUT = "30"
 
@@ -51,6 +52,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "link-timeout": (int, float),
     "ttl": (int, float),
     "memory": (str, int),
+    "warm": (str, int),
     "window": (str, int),
     "rate": (str, int),
 }
@@ -366,6 +368,7 @@ class CacheOptions(_RelayOptions):
     optParameters: ClassVar[list[list[str | None]]] = [
         _parameter("link", "endpoint to listen on", default_link),
         _parameter("memory", "bytes that images may take, such as 4G", "half of the available memory"),
+        _parameter("warm", "bytes of free memory kept ready: as much as is migrated at once", DEFAULT_WARM),
         *MEMORY_PARAMETERS,
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/cache.sock, else in /run/criu-relay"
@@ -389,8 +392,10 @@ class CacheOptions(_RelayOptions):
 
     def _build(self, given: dict[str, list[Given]]) -> None:
         memory = _one(given, "memory", partial(values.size_from, SMALLEST_BUFFER), None)
+        warm = _one(given, "warm", values.size, None)
         self._settings = CacheSettings(
             memory=values.available_memory() // 2 if memory is None else memory,
+            warm=values.size(DEFAULT_WARM) if warm is None else warm,
             policy=policy_of(given),
             **self._common(given),
         )

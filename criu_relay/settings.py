@@ -92,8 +92,10 @@ class CacheSettings(Settings):
     """What the cache is told.
 
     @ivar memory: bytes that images may take.
+    @ivar warm: bytes of free memory that are kept ready.
     @ivar policy: what is done with it when there is a choice.
     """
 
     memory: int
+    warm: int
     policy: Policy

@@ -12,6 +12,9 @@ from bench.stage import Stage
 PROXY_LIMIT = 400 * MIB
 CACHE_LIMIT = 600 * MIB
 
+WARM = 256 * MIB
+"""What a cache keeps ready when nothing else is said."""
+
 ROOM = 64 * MIB
 """Bytes of --memory besides the image."""
 
@@ -42,8 +45,8 @@ def _watched(ours: Measured, process: str, limit: int, migrations: int, size: in
 def flat_memory(stage: Stage) -> list[Row]:
     """One image much larger than the window; many migrations in a row, each restored and released."""
     plan = stage.plan
-    with relay(stage, proxy=["--window", "256M"], cache=["--memory", str(plan.flat + ROOM)]) as ours:
+    with relay(stage, proxy=["--window", "256M"], cache=["--memory", str(plan.flat + ROOM)], warm=WARM) as ours:
         rows = [_watched(ours, "proxy", PROXY_LIMIT, 1, plan.flat, restored=False)]
-    with relay(stage) as ours:
+    with relay(stage, warm=WARM) as ours:
         rows.append(_watched(ours, "cache", CACHE_LIMIT, plan.migrations, plan.migration, restored=True))
     return rows

@@ -17,6 +17,10 @@ from criu_relay.values import server_address
 #: Whoever reaches the API commands the daemon: the directory of its socket, when we make it, is the owner's alone.
 DIRECTORY_MODE = 0o700
 
+#: The proxy and the cache of one machine may be started in the same moment, and have their sockets in one directory. It
+#: is when a daemon starts that this blocks, so that nobody waits for it.
+START_SECONDS = 5.0
+
 KINDS = ("unix", "tcp", "tcp6", "systemd")
 
 
@@ -65,6 +69,6 @@ def _listen_unix(reactor: Any, path: str, site: IProtocolFactory) -> IListeningP
         raise RelayError(
             f"cannot make {directory}: {error.strerror}", hint="set XDG_RUNTIME_DIR, or give --control unix:PATH"
         ) from error
-    listener = UnixListener(reactor, path, site)
+    listener = UnixListener(reactor, path, site, patience=START_SECONDS)
     listener.startListening()
     return listener

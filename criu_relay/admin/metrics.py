@@ -109,7 +109,8 @@ class StatusCollector(Collector):
         yield _by_label("link_round_trip_seconds", "The last round trip of the link.", "peer", trips)
 
     def _memory(self, memory: dict[str, Any]) -> Iterator[Metric]:
-        yield _by_label("memory_bytes", "Image memory.", "kind", kinds(memory))
+        yield _gauge("memory_used_bytes", "Image memory that is in use.", memory["used"])
+        yield _by_label("memory_bytes", "Image memory by what it is for.", "kind", kinds(memory))
         yield _gauge("memory_limit_bytes", "The budget for image memory.", memory["limit"])
 
     def _namespaces(self, namespaces: list[dict[str, Any]]) -> Iterator[Metric]:
@@ -119,6 +120,10 @@ class StatusCollector(Collector):
         yield _by_label("namespaces", "Namespaces by the state of their newest generation.", "state", states)
         images = sum(namespace["images"] for namespace in namespaces)
         yield _gauge("images", "Images of the newest generations.", images)
+        fates: Counter[str] = Counter()
+        for namespace in namespaces:
+            fates.update(namespace.get("memory", {}))
+        yield _by_label("image_bytes", "Bytes of the newest generations by what became of them.", "kind", fates)
 
     def _counters(self, counters: dict[str, int]) -> Iterator[Metric]:
         hops = CounterMetricFamily(
@@ -161,8 +166,8 @@ def is_ready(status: dict[str, Any]) -> bool:
 
 
 def kinds(memory: dict[str, Any]) -> dict[str, int]:
-    """Bytes by kind of memory, from the `memory` of a status."""
-    return {kind: value for kind, value in memory.items() if kind != "limit" and type(value) is int}
+    """Bytes by kind of memory, from the `memory` of a status: what C{used} is made of, and what waits for use."""
+    return {kind: value for kind, value in memory.items() if kind not in ("used", "limit")}
 
 
 def _gauge(name: str, text: str, value: float, **labels: str) -> Metric:

@@ -21,6 +21,7 @@ def status(answer: dict[str, Any]) -> list[str]:
     lines += _link(answer["link"])
     memory = answer["memory"]
     lines.append(f"memory {size(memory['used'])} of {size(memory['limit'])}, {size(memory['recycled'])} recycled")
+    lines += _hops(answer["hops"])
     for block in (_attachments(answer), _namespaces(answer), _waiting(answer)):
         lines += ["", *block] if block else []
     if not answer["namespaces"] and not answer["attachments"]:
@@ -37,6 +38,16 @@ def _link(link: dict[str, Any]) -> Iterator[str]:
     rows = [[one["name"], one["address"], span(one["since_s"]), size(one["bytes"]), one["io"]] for one in link["peers"]]
     if rows:
         yield from table(["PEER", "ADDRESS", "FOR:", "BYTES:", "IO"], rows)
+
+
+def _hops(hops: dict[str, dict[str, int]]) -> list[str]:
+    """Which ways bytes moved, on a line or more; none before the first."""
+    parts = [
+        f"{hop} {', '.join(f'{way} {size(count)}' for way, count in ways.items())}"
+        for hop, ways in hops.items()
+        if ways
+    ]
+    return note("moved: ", "; ".join(parts))
 
 
 def _attachments(answer: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from criu_relay.flow.frames import (
     SocketFrameWriter,
     TransportFrameWriter,
 )
+from criu_relay.flow.ways import LINK, TAKEN
 
 
 class ChannelUser(FrameSource, FrameTarget, Protocol):
@@ -35,12 +36,11 @@ class ChannelUser(FrameSource, FrameTarget, Protocol):
 
 
 class Channel(Protocol):
-    """One way for frames to move over a connection.
+    """One way for frames to move over a connection."""
 
-    @ivar path: what `status` calls this way.
-    """
-
-    path: str
+    @property
+    def path(self) -> str:
+        """What `status` calls it."""
 
     def start(self) -> None:
         """Begin."""
@@ -64,8 +64,6 @@ class Channel(Protocol):
 class SocketChannel:
     """By system calls on the transport's own socket."""
 
-    path = f"{SocketFrameWriter.path}, {SocketFrameReader.path}"
-
     def __init__(self, reactor: IReactorFDSet, transport: Any, connection: socket.socket, user: ChannelUser) -> None:
         self._transport = transport
         self._user = user
@@ -73,6 +71,11 @@ class SocketChannel:
         self._reader = SocketFrameReader(reactor, connection, user, user.turn_ended, user.ended)
         self.wake: Callable[[], None] = self._writer.wake
         self.stop_reading: Callable[[], None] = self._reader.stop
+
+    @property
+    def path(self) -> str:
+        """See L{Channel.path}."""
+        return f"{self._writer.path}, {self._reader.path}"
 
     def start(self) -> None:
         """See L{Channel.start}."""
@@ -113,6 +116,7 @@ class TransportChannel:
 
     def data_received(self, data: bytes) -> None:
         """See L{Channel.data_received}."""
+        TAKEN.add(LINK, "dataReceived", len(data))
         self._user.feed(data)
         self._user.turn_ended()
 

@@ -7,6 +7,8 @@ is for. Elsewhere (a fake transport, TLS) the same frames pass through `write` a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -17,6 +19,9 @@ from twisted.internet.interfaces import IPullProducer, IReactorFDSet, IReadDescr
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from criu_relay.flow.pipes import readable_bytes
+from criu_relay.flow.ways import LINK, TAKEN, Way, recv_into, recvmsg_into, sendfile, splice, write
+
 BYTES_PER_TURN = 1 << 20
 """What one turn of the reactor moves at most in each direction."""
 
@@ -26,8 +31,8 @@ COPIED_PAYLOAD = 16 << 10
 GATHERED = 64 << 10
 """Small frames are gathered up to about this before they are sent."""
 
-
-SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK, splice(2)
+STOLEN = "somebody else reads the pipe of an image"
+"""What was offered out of a pipe is not there: the link breaks, because the frame's length is told already."""
 
 KEEPALIVE_SECONDS = 3
 """A link that is idle for so long is probed by the kernel, and again this often: a dead host is found within 10 s."""
@@ -60,6 +65,28 @@ class PipeRange:
     count: int
     taken: Callable[[], None]
     abandoned: bool = False
+
+    def splice(self, out: int, most: int) -> int:
+        """Move some of them.
+
+        @raise OSError: they are not there: see L{STOLEN}.
+        """
+        try:
+            count = splice(out, self.fd, most)
+        except BlockingIOError:
+            if readable_bytes(self.fd):
+                raise
+            count = 0
+        if not count:
+            raise OSError(errno.EIO, STOLEN)
+        return count
+
+    def read(self, most: int) -> bytes:
+        """Take some of them; see L{splice}."""
+        with contextlib.suppress(BlockingIOError):
+            if data := os.read(self.fd, most):
+                return data
+        raise OSError(errno.EIO, STOLEN)
 
     def abandon(self) -> None:
         """The pipe is closed: zeros are sent in place of what had not left, for a peer that throws them away."""
@@ -110,18 +137,6 @@ class FrameTarget(Protocol):
     def feed(self, data: bytes) -> None: ...
 
 
-class FrameWriter(Protocol):
-    """Sends the frames of a source."""
-
-    path: str
-
-    def wake(self) -> None:
-        """The source has something."""
-
-    def stop(self) -> None:
-        """Send nothing more."""
-
-
 def gather(source: FrameSource) -> tuple[bytearray, MemfdRange | PipeRange | None]:
     """The next frames of a source, at least one unless there is none, for as few system calls as possible.
 
@@ -140,40 +155,54 @@ def gather(source: FrameSource) -> tuple[bytearray, MemfdRange | PipeRange | Non
     return head, None
 
 
-@implementer(IPullProducer)
-class SocketFrameWriter:
-    """Sends frames on the socket of a Twisted transport, as its pull producer.
+class _Writer:
+    """What both writers have in common: they are pull producers of a transport, as long as there is something."""
 
-    @ivar path: what `status` calls this way.
-    """
-
-    path = "sendfile"
-
-    def __init__(self, transport: Any, source: FrameSource, failed: Callable[[OSError], None]) -> None:
+    def __init__(self, transport: Any, source: FrameSource) -> None:
         self._transport = transport
-        self._socket: socket.socket = transport.getHandle()
         self._source = source
-        self._failed = failed
         self._registered = False
         self._stopped = False
-        self._head = memoryview(b"")
-        self._payload: MemfdRange | PipeRange | None = None
-        self._sent = 0
 
     def wake(self) -> None:
-        """See L{FrameWriter.wake}."""
+        """The source has something."""
         if not self._registered and not self._stopped:
             self._registered = True
             self._transport.registerProducer(self, False)
 
     def stop(self) -> None:
-        """See L{FrameWriter.stop}."""
+        """Send nothing more."""
         self._stopped = True
         self._unregister()
 
     def stopProducing(self) -> None:
         """The transport is lost."""
         self._stopped = True
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            self._transport.unregisterProducer()
+
+
+@implementer(IPullProducer)
+class SocketFrameWriter(_Writer):
+    """Sends frames on the socket of a Twisted transport, as its pull producer."""
+
+    def __init__(self, transport: Any, source: FrameSource, failed: Callable[[OSError], None]) -> None:
+        super().__init__(transport, source)
+        self._socket: socket.socket = transport.getHandle()
+        self._failed = failed
+        self._head = memoryview(b"")
+        self._payload: MemfdRange | PipeRange | None = None
+        self._sent = 0
+        self._from_memory = Way(LINK, sendfile, write)
+        self._from_pipe = Way(LINK, PipeRange.splice, self.read)
+
+    @property
+    def path(self) -> str:
+        """What `status` calls this way."""
+        return self._from_memory.name
 
     def resumeProducing(self) -> None:
         """The socket has room: send at most 1 MiB."""
@@ -198,6 +227,7 @@ class SocketFrameWriter:
         if self._head:
             count = self._socket.send(self._head, socket.MSG_MORE if self._payload else 0)
             self._head = self._head[count:]
+            TAKEN.add(LINK, "send", count)
             return count
         payload = self._payload
         if isinstance(payload, PipeRange):
@@ -205,11 +235,11 @@ class SocketFrameWriter:
             if payload.abandoned:
                 self._head, self._payload, self._sent = memoryview(bytes(left)), None, 0
                 return 0
-            count = os.splice(payload.fd, self._socket.fileno(), min(left, most), flags=SPLICE_FLAGS)
+            count = self._from_pipe(payload, self._socket.fileno(), min(left, most))
         else:
             assert payload is not None
             left = len(payload.view) - self._sent
-            count = os.sendfile(self._socket.fileno(), payload.fd, payload.offset + self._sent, min(left, most))
+            count = self._from_memory(self._socket.fileno(), payload, self._sent, min(left, most))
         self._sent += count
         if count == left:
             self._payload = None
@@ -218,43 +248,23 @@ class SocketFrameWriter:
                 payload.taken()
         return count
 
+    def read(self, payload: PipeRange, out: int, most: int) -> int:
+        """What takes the place of splice: the bytes are sent like those of a header."""
+        data = payload.read(most)
+        self._head = memoryview(data)
+        return len(data)
+
     def _gather(self) -> bool:
         head, self._payload = gather(self._source)
         self._head = memoryview(head)
         return bool(head)
 
-    def _unregister(self) -> None:
-        if self._registered:
-            self._registered = False
-            self._transport.unregisterProducer()
-
 
 @implementer(IPullProducer)
-class TransportFrameWriter:
+class TransportFrameWriter(_Writer):
     """Sends frames through any transport that takes a pull producer."""
 
     path = "write"
-
-    def __init__(self, transport: Any, source: FrameSource) -> None:
-        self._transport = transport
-        self._source = source
-        self._registered = False
-        self._stopped = False
-
-    def wake(self) -> None:
-        """See L{FrameWriter.wake}."""
-        if not self._registered and not self._stopped:
-            self._registered = True
-            self._transport.registerProducer(self, False)
-
-    def stop(self) -> None:
-        """See L{FrameWriter.stop}."""
-        self._stopped = True
-        self._unregister()
-
-    def stopProducing(self) -> None:
-        """The transport is lost."""
-        self._stopped = True
 
     def resumeProducing(self) -> None:
         """The transport wants data: one frame, or nothing more for now."""
@@ -265,12 +275,9 @@ class TransportFrameWriter:
             self._unregister()
             self._source.drained()
             return
-        self._transport.write(frame.header + _copied(frame.payload))
-
-    def _unregister(self) -> None:
-        if self._registered:
-            self._registered = False
-            self._transport.unregisterProducer()
+        data = frame.header + _copied(frame.payload)
+        self._transport.write(data)
+        TAKEN.add(LINK, self.path, len(data))
 
 
 def _copied(payload: MemfdRange | PipeRange | bytes | None) -> bytes:
@@ -281,7 +288,7 @@ def _copied(payload: MemfdRange | PipeRange | bytes | None) -> bytes:
             return bytes(payload.count)
         data = b""
         while len(data) < payload.count:
-            data += os.read(payload.fd, payload.count - len(data))
+            data += payload.read(payload.count - len(data))
         payload.taken()
         return data
     return payload or b""
@@ -289,12 +296,7 @@ def _copied(payload: MemfdRange | PipeRange | bytes | None) -> bytes:
 
 @implementer(IReadDescriptor)
 class SocketFrameReader:
-    """Receives on the socket of a (paused) Twisted transport straight into the target's buffers.
-
-    @ivar path: what `status` calls this way.
-    """
-
-    path = "recvmsg_into"
+    """Receives on the socket of a (paused) Twisted transport straight into the target's buffers."""
 
     def __init__(
         self,
@@ -314,6 +316,12 @@ class SocketFrameReader:
         self._target = target
         self._turn_ended = turn_ended
         self._ended = ended
+        self._way = Way(LINK, recvmsg_into, recv_into)
+
+    @property
+    def path(self) -> str:
+        """What `status` calls this way."""
+        return self._way.name
 
     def start(self) -> None:
         """Begin to read."""
@@ -340,7 +348,7 @@ class SocketFrameReader:
             self._reactor.removeReader(self)
             return
         try:
-            count = self._socket.recvmsg_into(buffers)[0]
+            count = self._way(self._socket, buffers)
         except BlockingIOError:
             return
         except OSError as error:

@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge
+from criu_relay.flow.ways import CRIU, Way, sendfile
 
 PIPE_BYTES_PER_TURN = 1 << 20
 """What one turn of the reactor moves at most."""
@@ -37,6 +38,11 @@ class Piece(Protocol):
     @property
     def length(self) -> int: ...
     def view(self, most: int) -> memoryview: ...
+
+
+def write(out: int, piece: Piece, start: int, count: int) -> int:
+    """At most `count` bytes of a piece, from its byte `start` on, copied."""
+    return os.write(out, piece.view(start + count)[start:])
 
 
 class Readable(Protocol):
@@ -76,6 +82,7 @@ class ImageServer:
         self._fd = os.dup(fd)
         os.set_blocking(self._fd, False)
         self._pipe = stat.S_ISFIFO(os.fstat(self._fd).st_mode)
+        self._way = Way(CRIU, sendfile if self._pipe else write, write)
         self._written = 0
         self._skips: deque[tuple[int, int]] = deque()
         self.position = 0
@@ -159,12 +166,11 @@ class ImageServer:
         self._image.moved(self.position)
 
     def _send(self, piece: Piece, most: int) -> int:
-        count = min(most, piece.length)
-        if self._pipe:
-            sent = os.sendfile(self._fd, piece.fd, piece.offset, count)
+        count = min(piece.length, most if self._pipe else min(most, SOCKET_BYTES_PER_SEND))
+        sent = self._way(self._fd, piece, 0, count)
+        if self._way.step is sendfile:
             self._image.passed(self.position, sent)
-            return sent
-        return os.write(self._fd, piece.view(min(count, SOCKET_BYTES_PER_SEND)))
+        return sent
 
     def _stop(self) -> None:
         if self._fd >= 0:

@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from criu_relay.errors import RelayError
+from criu_relay.flow.ways import CRIU, TAKEN
 
 BYTES_PER_TURN = 1 << 20
 """What one turn of the reactor moves at most."""
@@ -19,9 +20,10 @@ BYTES_PER_TURN = 1 << 20
 class BytesWriter:
     """Writes one run of bytes at a time into a descriptor."""
 
-    def __init__(self, reactor: IReactorFDSet, fd: int) -> None:
+    def __init__(self, reactor: IReactorFDSet, fd: int, hop: str = CRIU) -> None:
         """@param fd: a pipe's write end or a stream socket; duplicated."""
         self._reactor = reactor
+        self._hop = hop
         self._fd = os.dup(fd)
         os.set_blocking(self._fd, False)
         self._rest = memoryview(b"")
@@ -64,6 +66,7 @@ class BytesWriter:
         except OSError as error:
             self._fire(RelayError(f"cannot write an image: {error}"))
             return
+        TAKEN.add(self._hop, "write", count)
         self._rest = self._rest[count:]
         if not self._rest:
             self._fire(True)

@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from criu_relay.errors import RelayError
 from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge, readable_bytes
+from criu_relay.flow.ways import CRIU, Way, read, readv
 from criu_relay.interfaces import IImageSink, IPassingSink
 
 BYTES_PER_TURN = 1 << 20
@@ -34,6 +35,7 @@ class DescriptorSource:
         self._finished = finished
         self._enlarged = False
         self._paused = True
+        self._way = Way(CRIU, readv, read)
         self._passing: IPassingSink | None = None
         if stat.S_ISFIFO(os.fstat(fd).st_mode) and IPassingSink.providedBy(sink):
             self._passing = sink
@@ -114,7 +116,7 @@ class DescriptorSource:
         if room is None:
             self.pauseProducing()
             return 0
-        count = os.readv(self._fd, [room.view[:most]])
+        count = self._way(self._fd, room.view[:most])
         if count:
             self._sink.written(count)
         else:

@@ -9,7 +9,6 @@ memory that it is for.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from zope.interface import implementer
 
 from criu_relay.flow.channel import ChannelUser
 from criu_relay.flow.frames import BYTES_PER_TURN, MemfdRange, PipeRange, gather
+from criu_relay.flow.ways import LINK, TAKEN
 
 CHUNK = 256 << 10
 """Bytes for one system call and one call of OpenSSL: still in the processor's cache when the next step comes."""
@@ -64,13 +64,14 @@ class Cipher:
     """One TLS connection on memory: it does no I/O.
 
     @ivar connection: of pyOpenSSL, made without a socket, its side chosen.
-    @ivar path: what `status` calls the way that bytes are read and written.
+    @ivar reading: what `status` calls the way that bytes are read, and `writing` that they are written.
     """
 
     def __init__(self, connection: SSL.Connection) -> None:
         self.connection = connection
         self._native = Native.of(connection)
-        self.path = "tls send, tls read" if self._native else "tls send, tls recv_into"
+        self.reading = "tls read" if self._native else "tls recv_into"
+        self.writing = "tls send"
 
     def handshake(self) -> bool:
         """Go on with the handshake; whether it is over.
@@ -90,12 +91,13 @@ class Cipher:
         @raise SSL.Error: the stream is broken.
         """
         filled = self._read_records(self._native, room) if self._native else 0
-        if filled:
-            return filled
-        try:
-            return self.connection.recv_into(room, RECORD)
-        except SSL.WantReadError:
-            return 0
+        if not filled:
+            try:
+                filled = self.connection.recv_into(room, RECORD)
+            except SSL.WantReadError:
+                return 0
+        TAKEN.add(LINK, self.reading, filled)
+        return filled
 
     @staticmethod
     def _read_records(native: Native, room: memoryview) -> int:
@@ -117,6 +119,7 @@ class Cipher:
         """
         sent = self.connection.send(data)
         assert sent == len(data), "SSL_MODE_ENABLE_PARTIAL_WRITE is set"
+        TAKEN.add(LINK, self.writing, sent)
 
     def received(self, data: memoryview) -> None:
         """Ciphertext of the peer."""
@@ -153,7 +156,7 @@ class TlsChannel:
         self._transport = transport
         self._socket = connection.dup()
         self._cipher = Cipher(session)
-        self.path = self._cipher.path
+        self.path = f"{self._cipher.writing}, {self._cipher.reading}"
         self._user = user
         self._shaken = False
         self._reading = True
@@ -358,7 +361,7 @@ class TlsChannel:
         if isinstance(payload, MemfdRange):
             return payload.view[self._taken : self._taken + CHUNK]
         left = min(payload.count - self._taken, CHUNK)
-        return bytes(left) if payload.abandoned else os.read(payload.fd, left)
+        return bytes(left) if payload.abandoned else payload.read(left)
 
 
 def _length(payload: MemfdRange | PipeRange) -> int:

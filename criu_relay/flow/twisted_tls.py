@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from criu_relay.flow.channel import ChannelUser
 from criu_relay.flow.frames import TransportFrameWriter
+from criu_relay.flow.ways import LINK, TAKEN
 
 
 @implementer(IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator)
@@ -51,6 +52,7 @@ class _Inside(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """See L{Protocol}."""
+        TAKEN.add(LINK, "dataReceived", len(data))
         self._user.feed(data)
         self._user.turn_ended()
 

@@ -10,6 +10,7 @@ import select
 import socket
 import stat
 import struct
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -31,16 +32,20 @@ MODE = 0o600
 #: Connections that may wait to be accepted, when the caller does not say.
 BACKLOG = 128
 
+#: Seconds between two looks whether another process has bound its socket.
+LOOK_SECONDS = 0.005
+
 #: struct ucred of unix(7): pid, uid, gid.
 _CREDENTIALS = struct.Struct("iII")
 
 
-def bind_unix(path: str, backlog: int = BACKLOG) -> socket.socket:
+def bind_unix(path: str, backlog: int = BACKLOG, patience: float = 0.0) -> socket.socket:
     """A listening, non-blocking stream socket at `path`, mode 0600.
 
     A socket that nobody listens on any more is replaced.
 
     @param path: absolute, at most L{PATH_LIMIT} bytes; its directory must exist.
+    @param patience: seconds to block while another process binds in that directory.
     @raise Invalid: the path is too long, relative or empty, or has a NUL.
     @raise NotFound: there is no such directory.
     @raise Forbidden: the directory cannot be read or written.
@@ -49,7 +54,7 @@ def bind_unix(path: str, backlog: int = BACKLOG) -> socket.socket:
     """
     _check(path)
     directory = os.path.dirname(path)
-    with _errors(path), _locked(directory):
+    with _errors(path), _locked(directory, patience):
         _clear(path)
         return _bound(path, backlog)
 
@@ -84,17 +89,26 @@ def _errors(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
+def _locked(directory: str, patience: float) -> Iterator[None]:
     """Alone in `directory`: of two that find the same leftover, the second must not remove the first one's socket."""
+    end = time.monotonic() + patience
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"another process has locked {directory}", hint="try again") from None
+        while not _lock(descriptor):
+            if time.monotonic() >= end:
+                raise Conflict(f"another process has locked {directory}", hint="try again")
+            time.sleep(LOOK_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _clear(path: str) -> None:
@@ -205,12 +219,15 @@ class UnixListener:
     @ivar path: where the socket is.
     """
 
-    def __init__(self, reactor: Any, path: str, factory: IProtocolFactory, backlog: int = BACKLOG) -> None:
-        """Nothing is bound yet; see L{bind_unix} for `path`."""
+    def __init__(
+        self, reactor: Any, path: str, factory: IProtocolFactory, backlog: int = BACKLOG, patience: float = 0.0
+    ) -> None:
+        """Nothing is bound yet; see L{bind_unix} for `path` and `patience`."""
         self.path = path
         self._reactor = reactor
         self._factory = factory
         self._backlog = backlog
+        self._patience = patience
         self._port: _Port | None = None
         self._file: tuple[int, int] | None = None
 
@@ -221,7 +238,7 @@ class UnixListener:
         """
         if self._port is not None:
             raise Conflict(f"{self.path} is listened on already")
-        sock = bind_unix(self.path, self._backlog)
+        sock = bind_unix(self.path, self._backlog, self._patience)
         self._file = _identity(self.path)
         self._port = _Port(sock, self._factory, self._reactor)
         self._port.startListening()

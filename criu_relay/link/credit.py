@@ -19,6 +19,10 @@ AHEAD = wire.MAX_PAYLOAD
 """Bytes that every migration may keep in the window beyond its credit: enough to send at once when there is more. All
 together may keep as much as half of the window, and leave the rest to those that have credit."""
 
+UNSENT = 32 << 20
+"""Bytes that a migration may have in the window and not sent, credit or not: with the dump's last byte read, no more is
+left to go. Enough for a fast link while the reactor does something else."""
+
 
 class SendCredit:
     """See the module. Costs are bytes of the cache's memory.
@@ -40,7 +44,8 @@ class SendCredit:
     @property
     def full(self) -> bool:
         """Nothing more is to be read before something is sent."""
-        return self.queued >= AHEAD + self.left and self._window.queued >= self._window.limit // 2
+        waits = self.queued >= AHEAD + self.left and self._window.queued >= self._window.limit // 2
+        return waits or self.queued >= UNSENT
 
     def granted(self, total: int) -> None:
         """The cache has granted so much in all.

@@ -23,6 +23,7 @@ from zope.interface import implementer
 from criu_relay.errors import Aborted, LinkLost, RelayError
 from criu_relay.flow.frames import socket_of, tune
 from criu_relay.flow.sink import BytesWriter
+from criu_relay.flow.ways import LINK
 from criu_relay.interfaces import (
     Counters,
     IArena,
@@ -150,7 +151,7 @@ class OldMigration:
         connection = socket_of(self._transport)
         assert connection is not None
         tune(connection)
-        writer = BytesWriter(self._reactor, connection.fileno())
+        writer = BytesWriter(self._reactor, connection.fileno(), LINK)
         try:
             while self._queue or self._sealing is None:
                 if not self._queue:

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 MODES = {Mode.REPLACE: link_pb2.REPLACE, Mode.APPEND: link_pb2.APPEND}
 
+GROWTH = 4
+"""Each extent of an image may be so many times the one before: what comes in small pieces leaves in large frames while
+the link is busy, and a small image takes little of the window."""
+
+FRAGMENT = 64 << 10
+"""Bytes of room in the last extent for which it is written on: reading fewer costs as much as a new one."""
+
 NO_MEMFD = -1
 """The descriptor of room that lies in no memfd."""
 
@@ -167,6 +174,7 @@ class OutgoingImage(QueuedImage):
         super().__init__(migration, number, snapshot, name)
         self._hash = xxhash.xxh3_128()
         self._room: Chunk | None = None
+        self._step = 0
 
     def reserve(self, size: int) -> Room | None:
         """See L{IImageSink.reserve}."""
@@ -177,10 +185,11 @@ class OutgoingImage(QueuedImage):
                 if self._producer is not None:
                     self.migration.credit.wait(self._producer)
                 return None
-            if isinstance(tail, Chunk) and tail.room >= size:
+            if isinstance(tail, Chunk) and tail.room >= min(size, FRAGMENT):
                 self._room = tail
             else:
-                extent = self.migration.window.allocate(size)
+                self._step = min(wire.MAX_PAYLOAD, max(size, self._step * GROWTH))
+                extent = self.migration.window.allocate(self._step)
                 if extent is None:
                     if self._producer is not None:
                         self.migration.window.wait(self._producer)

@@ -132,6 +132,10 @@ class Receiver:
     def link_up(self, connection: LinkConnection) -> None:
         """A proxy is there: tell it where to go on, and what waits for its decision."""
         owner = owner_of(connection)
+        for other in self._sessions:
+            # In a black hole a link looks alive for some time after its proxy was killed.
+            if other.owner == owner and other.id != connection.session and other.connection is not None:
+                other.connection.fail(LinkEnded("its proxy was started again, and has made another link"))
         session, known = self._sessions.linked(owner, connection.session or os.urandom(wire.ID_SIZE), connection)
         if session.connection is not None and session.connection is not connection:
             session.connection.fail(LinkLost("the proxy has made another link"))

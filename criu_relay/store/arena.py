@@ -116,7 +116,7 @@ class Arena:
     allocated and noted is never more than the limit; what is allocated, noted or has free pages neither.
 
     @ivar limit: the budget in bytes.
-    @ivar keep: how many warm bytes are kept for recycling when memory comes back.
+    @ivar keep: how many warm bytes are kept ready when memory comes back, or made so.
     @ivar reserved: bytes that are promised and neither allocated nor noted yet.
     @ivar allocated: bytes of the pages that are out.
     @ivar noted: bytes of bookkeeping.
@@ -260,6 +260,32 @@ class Arena:
             most -= cost
         return bool(self._surplus())
 
+    def warm(self, most: int) -> bool:
+        """Give cold memory its pages, until `keep` bytes of free memory have theirs.
+
+        @param most: bytes that are touched now.
+        @return: whether more is to be done.
+        """
+        warm = self._free[Heat.WARM][LARGEST]
+        while LARGEST * (len(warm) + 1) <= self.keep and self.used + self.recycled + LARGEST <= self.limit:
+            if most <= 0:
+                return True
+            number = self._coldest()
+            numpy.frombuffer(self.view(number, LARGEST // SMALLEST), numpy.uint8)[::SMALLEST] = 0
+            self._put(LARGEST, number, Heat.WARM)
+            most -= LARGEST
+        return False
+
+    def _coldest(self) -> int:
+        cold = self._free[Heat.COLD][LARGEST]
+        if cold:
+            return cold.popitem()[0]
+        if not self._regions or self._fresh == self._region_size:
+            self._regions.append(Region(self.pages, self._region_size))
+            self._fresh = 0
+        self._fresh += LARGEST
+        return self._regions[-1].first + (self._fresh - LARGEST) // SMALLEST
+
     def close(self) -> None:
         """Give everything back; no extent may be in use."""
         while self._regions:
@@ -297,12 +323,7 @@ class Arena:
                 places = self._free[heat][found]
                 if places:
                     return self._split(places.popitem()[0], found, size, heat)
-        if not self._regions or self._fresh == self._region_size:
-            self._regions.append(Region(self.pages, self._region_size))
-            self._fresh = 0
-        number = self._regions[-1].first + self._fresh // SMALLEST
-        self._fresh += LARGEST
-        return self._split(number, LARGEST, size, Heat.COLD)
+        return self._split(self._coldest(), LARGEST, size, Heat.COLD)
 
     def _split(self, number: int, found: int, size: int, heat: Heat) -> int:
         while found > size:

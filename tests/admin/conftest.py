@@ -157,6 +157,7 @@ def status(role: str = "proxy", **changes: Any) -> dict[str, Any]:
         "attachments": [],
         "namespaces": [],
         "waiting": [],
+        "hops": {"criu": {}, "link": {}, "refused": {}},
         "counters": {},
         "times": {},
         "failures": [],

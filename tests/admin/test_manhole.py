@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from criu_relay.admin.manhole.commands import Commands, hexadecimal, parse_image
 from criu_relay.admin.manhole.listing import ROWS, ROWS_PER_TURN
 from criu_relay.admin.manhole.shell import Shell
 from criu_relay.errors import Conflict, Invalid
+from criu_relay.wire.pagemap import MAGIC, PARENT, PRESENT
+from criu_relay.wire.pagemap_pb2 import Entry, Head
 
 KEY = "SHA256:abc"
 UP, LEFT, TAB, CTRL_C, CTRL_D = "\x1b[A", "\x1b[D", "\t", "\x03", "\x04"
@@ -146,6 +149,46 @@ def test_show_waits_for_what_takes_time(prompt: Prompt, full: Any) -> None:
         ">>> 41",
         ">>> ",
     ]
+
+
+def pagemap(*entries: tuple[int, int, int]) -> bytes:
+    """A pagemap as CRIU writes it: address, pages and flags of each entry."""
+    messages = [Head(pages_id=3), *(Entry(vaddr=at, compat_nr_pages=0, nr_pages=n, flags=f) for at, n, f in entries)]
+    bodies = [message.SerializeToString() for message in messages]
+    return MAGIC + b"".join(struct.pack("<I", len(body)) + body for body in bodies)
+
+
+class TestPagemap:
+    def put(self, full: Any, data: bytes) -> None:
+        full.images["web", 1, "pagemap-7.img"] = data
+        image = {"name": "pagemap-7.img", "size": len(data), "complete": True}
+        full.details["web"]["snapshots"][0]["images"] = [image]
+
+    def test_entries(self, prompt: Prompt, full: Any) -> None:
+        self.put(full, pagemap((0x400000, 3, PRESENT), (0x7F0000000000, 256, PARENT)))
+        assert prompt.says("pagemap('web', 7)").splitlines() == [
+            "ADDRESS                  PAGES   BYTES  IN",
+            "0x0000000000400000           3   12.0K  this snapshot",
+            "0x00007f0000000000         256    1.0M  its parent",
+            "2 entries; 12.0K in this snapshot (pages-3.img)",
+        ]
+
+    def test_a_long_one_is_cut_and_takes_turns(self, prompt: Prompt, full: Any) -> None:
+        self.put(full, pagemap(*((at << 13, 1, PRESENT) for at in range(1, 3001))))
+        said = prompt.says("pagemap('web', 7)").splitlines()
+        assert len(said) == ROWS + 2
+        assert said[-1] == "3000 entries, of which 1000 are shown; 11.7M in this snapshot (pages-3.img)"
+        pieces = [call for call in full.calls if call[0] == "peek"]
+        assert len(pieces) > 3 and all(call[5] == 8192 for call in pieces)
+
+    @pytest.mark.parametrize("data", [b"", b"nonsense" * 9, pagemap((0x400000, 3, PRESENT))[:-1]])
+    def test_what_is_none(self, prompt: Prompt, full: Any, data: bytes) -> None:
+        self.put(full, data)
+        assert prompt.says("pagemap('web', 7)").splitlines()[-1].startswith("pagemap: it ")
+
+    @pytest.mark.parametrize("pid", ["'7'", "0", "True", "7.0"])
+    def test_not_a_pid(self, prompt: Prompt, pid: str) -> None:
+        assert "is not a pid: give the number" in prompt.says(f"pagemap('web', {pid})")
 
 
 @pytest.mark.parametrize(

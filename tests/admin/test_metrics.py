@@ -16,6 +16,9 @@ from criu_relay.errors import Cause
 from tests.support.tools import needs
 
 ROLES = ("proxy", "cache")
+
+PER_THING = ("criu_relay_link_round_trip_seconds", "criu_relay_image_bytes")
+"""Series for what is there, and none when nothing is."""
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 
 
@@ -37,7 +40,10 @@ def busy(make: Any, role: str = "cache") -> dict[str, Any]:
         role,
         counters={"link_bytes_in": 7, "criu_bytes_out": 5, "aborts_memory": 2, "odd name-1": 4, "links_made": 1},
         times={"commit": {"counts": [1] * len(BOUNDS) + [2], "total_s": 300.5}},
-        namespaces=[make["namespace"](state=state, images=3) for state in ("held", "committed", "held")],
+        namespaces=[
+            make["namespace"](state=state, images=3) | {"memory": {"zero": 100}}
+            for state in ("held", "committed", "held")
+        ],
         waiting=[{"namespace": "web", "image": "i", "pid": 1, "seconds": 2.0}],
     )
     answer["link"]["peers"] = [peer | {"round_trip_ms": 12.5}, peer | {"name": "new", "round_trip_ms": None}]
@@ -59,7 +65,8 @@ def test_over_http(control: Any, ask: Any) -> None:
         (("criu_relay_link_state", ("connecting",)), 0),
         (("criu_relay_link_peers", ()), 2),
         (("criu_relay_link_round_trip_seconds", ('al"p\\ha\n',)), 0.0125),
-        (("criu_relay_memory_bytes", ("used",)), 3 << 20),
+        (("criu_relay_memory_used_bytes", ()), 3 << 20),
+        (("criu_relay_image_bytes", ("zero",)), 300),
         (("criu_relay_memory_bytes", ("recycled",)), 1 << 20),
         (("criu_relay_memory_limit_bytes", ()), 256 << 20),
         (("criu_relay_waiting_opens", ()), 1),
@@ -88,7 +95,7 @@ def test_values(make: Any, key: tuple[str, tuple[str, ...]], value: float) -> No
 def test_what_has_not_happened_yet_is_there_as_zero(make: Any, role: str) -> None:
     """A series that begins with its first event has no increase for it."""
     quiet, loud = (
-        {key for key in samples(metrics.render(answer)) if key[0] != "criu_relay_link_round_trip_seconds"}
+        {key for key in samples(metrics.render(answer)) if key[0] not in PER_THING}
         for answer in (make["status"](role), busy(make, role) | {"counters": {"aborts_memory": 1}})
     )
     assert quiet == loud
@@ -115,7 +122,7 @@ def test_every_metric_has_help_and_a_place_in_the_page(make: Any, role: str) -> 
 def test_the_page_has_every_reason_and_no_other_metric(make: Any) -> None:
     assert [cause.value for cause in Cause if f"| `{cause.value}` |" not in DOCUMENTED] == []
     there = {name for role in ROLES for name, _ in samples(metrics.render(make["status"](role)))}
-    there |= {"criu_relay_commit_seconds", "criu_relay_link_round_trip_seconds", "criu_relay_NAME_total"}
+    there |= {"criu_relay_commit_seconds", "criu_relay_NAME_total", *PER_THING}
     assert set(re.findall(r"`(criu_relay_\w+)`", DOCUMENTED)) <= there
 
 

@@ -104,6 +104,12 @@ def test_status_of_nothing(make: Any) -> None:
     assert lines[-1] == "nothing is attached: criu-relay attach DIR makes a directory that CRIU can use"
 
 
+def test_which_ways_bytes_moved(make: Any) -> None:
+    answer = make["status"]()
+    answer["hops"] = {"criu": {"readv": 3 << 20}, "link": {"write": 3 << 20, "send": 512}, "refused": {"sendfile": 1}}
+    assert "    moved: criu readv 3.0M; link write 3.0M, send 512; refused sendfile 1" in show.status(answer)
+
+
 def test_status_of_a_broken_link(make: Any) -> None:
     answer = make["status"]()
     answer["link"] |= {"state": "connecting", "error": "connection refused"}

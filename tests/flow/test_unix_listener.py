@@ -176,6 +176,16 @@ class TestWhatIsThere:
         os.close(descriptor)
         bind_unix(path).close()
 
+    def test_another_that_binds_there_is_waited_for(self, path: str) -> None:
+        directory = os.open(os.path.dirname(path), os.O_RDONLY)
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with pytest.raises(Conflict, match="locked"):
+            bind_unix(path, patience=0.02)
+        done = threading.Timer(0.1, os.close, [directory])
+        done.start()
+        bind_unix(path, patience=60.0).close()
+        done.join()
+
     def test_many_race_for_one_leftover(self, path: str) -> None:
         for _ in range(20):
             leftover(path)

@@ -286,7 +286,7 @@ def test_back_pressure() -> None:
     loop.pump()
     assert producer.calls == ["resume"]
     assert sink.reserve(1) is not None
-    assert loop.window_arena.used == 4096
+    assert loop.window_arena.used == MIB
 
 
 def test_held_is_told_again_and_aborted_when_nobody_knows_it() -> None:
@@ -376,3 +376,16 @@ def test_a_decision_is_told_once_over_each_link() -> None:
     loop.connect()
     assert decided[2:] == [["unknown"]]
     assert not loop.cut
+
+
+def test_a_proxy_that_was_started_again_ends_what_its_old_link_carried() -> None:
+    """That link lies in a black hole, and looks alive."""
+    loop = Loop().connect()
+    session = Session(loop)
+    session.attempt(lambda: session.write("a.img", b"alpha"))
+    assert states(loop) == [State.OPEN]
+    again = Loop(beside=loop).connect()
+    assert again.outlet.describe()["state"] == "up"
+    assert states(loop) == [State.ABORTED]
+    assert list(loop.receiver.links) == [again.cache.connection]
+    assert loop.cache.heard()[-1][0].error.reason == "its proxy was started again, and has made another link"

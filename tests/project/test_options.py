@@ -24,7 +24,7 @@ PROXY_KEYS = [
     *("tls-peer", "window"),
 ]
 TLS_FILES = ["--tls-cert", "node.crt", "--tls-key", "node.key", "--tls-ca", "ca.crt"]
-CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "retain", "release", "spill", "ttl"}) - {"window", "rate"})
+CACHE_KEYS = sorted((set(PROXY_KEYS) | {"memory", "warm", "retain", "release", "spill", "ttl"}) - {"window", "rate"})
 
 
 def parse(side: type[ProxyOptions] | type[CacheOptions], *arguments: str) -> ProxySettings | CacheSettings:
@@ -105,6 +105,7 @@ def test_cache_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         link_timeout=30.0,
         tls=None,
         memory=5 * 2**30,
+        warm=256 * 2**20,
         policy=Policy(),
     )
 

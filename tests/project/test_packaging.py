@@ -9,16 +9,24 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.support.polling import until
+
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "criu_relay", "twisted")
+SOURCES = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"),
+    *("criu_relay", "twisted", "conf", "docs", "proto"),
+)
 SERVICES = ["criu-relay-cache", "criu-relay-proxy"]
 TWISTD = "import sys; from twisted.scripts.twistd import run; sys.argv[0] = 'twistd'; run()"
 
@@ -106,6 +114,12 @@ def test_wheel(source: Path, python: Path, tmp_path: Path) -> None:
     modules = {str(path.relative_to(source)) for path in (source / "criu_relay").rglob("*.py")}
     assert modules == {name for name in names if name.startswith("criu_relay/") and name.endswith(".py")}
 
+    shared = {name.partition(".data/data/share/")[2] for name in names if ".data/data/share/" in name}
+    assert {"man/man1/criu-relay.1", "man/man8/criu-relay-cache.8", "criu-relay/cache.toml"} <= shared
+    assert {"zsh/site-functions/_criu-relay", "criu-relay/systemd/criu-relay-cache.service"} <= shared
+    templates = {str(path.relative_to(source)) for path in (source / "criu_relay").rglob("*.html")}
+    assert templates == {name for name in names if name.endswith(".html")}
+
     install(python, str(wheel))
     shutil.rmtree(source)
     assert services(python, tmp_path) == SERVICES
@@ -147,3 +161,53 @@ def test_service_options(service: str, installed: Path, tmp_path: Path) -> None:
     assert "Examples:" in shown
     wrong = run([str(installed), "-c", TWISTD, service, "--idle", "never"], tmp_path, expected=1)
     assert wrong.splitlines()[-1].endswith("--idle never: not a time; give a number of seconds above 0, such as 30")
+
+
+def test_sdist(source: Path, python: Path, tmp_path: Path) -> None:
+    """What is released as a source is whole: a wheel can be made of it, and its pages and units are there."""
+    made = tmp_path / "made"
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(made)!r}))"
+    run([sys.executable, "-c", code], source)
+    (archive,) = made.iterdir()
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    for name in SOURCES:
+        assert (unpacked / name).exists(), name
+    there, here = (
+        {
+            str(path.relative_to(base))
+            for name in ("conf", "docs", "proto")
+            for path in (base / name).rglob("*")
+            if path.is_file()
+        }
+        for base in (unpacked, source)
+    )
+    assert there == here
+    shutil.rmtree(source)
+    install(python, str(unpacked))
+    shutil.rmtree(unpacked)
+    assert services(python, tmp_path) == SERVICES
+
+
+def test_the_installed_daemon_works(installed: Path, tmp_path: Path) -> None:
+    """Outside the sources: it starts, its page has its templates, and it ends in order."""
+    place = Path(tempfile.mkdtemp(prefix="installed-"))
+    control = place / "cache.sock"
+    command = [str(installed), "-c", TWISTD, "-n", "--pidfile=", "criu-relay-cache", "--control", f"unix:{control}"]
+    options = ["--link", "tcp:0:interface=127.0.0.1", "--state", str(place / "state")]
+    log = (tmp_path / "log").open("ab")
+    with log, subprocess.Popen([*command, *options], stdout=log, stderr=log, cwd=place) as daemon:
+        try:
+            until(control.exists, 60, "it listens", (tmp_path / "log").read_text)
+            shown = run([str(installed.parent / "criu-relay"), "--control", str(control), "status"], tmp_path)
+            assert "link listening" in shown
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(control))
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                page = b"".join(iter(lambda: client.recv(65536), b""))
+            assert b"200 OK" in page and b"<h1>criu-relay-cache</h1>" in page
+        finally:
+            daemon.terminate()
+        assert daemon.wait(60) == 0
+    shutil.rmtree(place)

@@ -270,9 +270,9 @@ class Pair:
         self.ends = [End(self, self.flows[UP]), End(self, self.flows[DOWN])]
 
     @property
-    def open(self) -> bool:
-        """An end is connected."""
-        return any(end.transport is not None and end.transport.connected for end in self.ends)
+    def joined(self) -> bool:
+        """Both ends are connected."""
+        return all(end.transport is not None and end.transport.connected for end in self.ends)
 
     def connected(self) -> None:
         """One end more."""
@@ -332,7 +332,9 @@ class FaultProxy(Factory):
     def now(self, fault: Fault) -> None:
         """Do it to every open connection."""
         for pair in self.pairs:
-            if pair.open and fault.connection in (None, self.pairs.index(pair)):
+            if fault.what == "reset":
+                pair.reset()
+            elif pair.joined and fault.connection in (None, self.pairs.index(pair)):
                 pair.flows[fault.way].stream.now(fault)
                 pair.flows[fault.way].received(b"")
 

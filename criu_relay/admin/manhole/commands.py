@@ -9,18 +9,22 @@ from typing import Any
 from twisted.logger import Logger
 
 from criu_relay.admin.inspected import IInspected
-from criu_relay.admin.manhole.listing import Listing, Page, Question, Row, Step, tabulated
+from criu_relay.admin.manhole.listing import ROWS, Listing, Page, Question, Row, Step, tabulated
 from criu_relay.admin.show import NAMESPACE_HEADS, namespace_row
 from criu_relay.admin.text import size, span
 from criu_relay.errors import Invalid
 from criu_relay.wire.magic import identify
 from criu_relay.wire.names import check_name
+from criu_relay.wire.pagemap import PAGE, PagemapReader
 
 FIRST_BYTES = 64
 """Of an image, for C{show}: its magic numbers and the first fields of its first message."""
 
 TOP = 20
 """Images that C{top} shows: a screen of them."""
+
+PIECE = 8 << 10
+"""Bytes of a pagemap that are taken apart in one turn: some 500 entries."""
 
 COLUMN = 16
 """Bytes in a line of hexadecimal digits."""
@@ -41,7 +45,7 @@ class Commands:
 
     def table(self) -> dict[str, Callable[..., object]]:
         """The commands by name."""
-        names = ("namespaces", "images", "show", "waiting", "links", "discard", "top")
+        names = ("namespaces", "images", "show", "pagemap", "waiting", "links", "discard", "top")
         return {name: getattr(self, name) for name in names}
 
     def namespaces(self, first: int = 0) -> Listing:
@@ -88,6 +92,34 @@ class Commands:
         magic = identify(head[0])
         yield "kind     " + (f"{magic.kind}, magic {magic.value:#010x}" if magic else "no magic number of CRIU: raw")
         yield from hexadecimal(head[0])
+
+    def pagemap(self, ns: str, pid: int) -> Listing:
+        """pagemap(ns, pid): which pages of a task a snapshot has, from its pagemap
+
+        Of the newest snapshot. pid: of the task when it was dumped, as in the name of pagemap-PID.img.
+
+        >>> pagemap("web", 4711)
+        """
+        if type(pid) is not int or pid < 1:
+            raise Invalid(f"{pid!r} is not a pid", hint="give the number in the name of pagemap-PID.img")
+        return Listing(self._pagemap(check_name(ns, "namespace"), f"pagemap-{pid}.img"))
+
+    def _pagemap(self, ns: str, name: str) -> Iterator[Step]:
+        size_in_all, offset, count = self.control.image(ns, None, name)["size"], 0, 0
+        reader = PagemapReader()
+        yield f"{'ADDRESS':<18}  {'PAGES':>10}  {'BYTES':>6}  IN"
+        while offset < size_in_all:
+            data: list[bytes] = []
+            yield self.control.peek(ns, None, name, offset, PIECE).addCallback(data.append)
+            for entry in reader.feed(data[0]):
+                count += 1
+                pages, where = entry.stop - entry.start, "this snapshot" if entry.present else "its parent"
+                line = f"{entry.start * PAGE:#018x}  {pages:>10}  {size(pages * PAGE):>6}  {where}"
+                yield line if count <= ROWS else None
+            offset += len(data[0]) or size_in_all
+        reader.finish()
+        cut = f", of which {ROWS} are shown" if count > ROWS else ""
+        yield f"{count} entries{cut}; {size(reader.present * PAGE)} in this snapshot (pages-{reader.pages_id}.img)"
 
     def waiting(self, first: int = 0) -> Listing:
         """waiting(first=0): restores that wait for a namespace to be committed"""
