@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
 import pytest
+import xxhash
 
 from criu_relay.errors import LinkLost
 from criu_relay.interfaces import Counters, Mode
@@ -237,3 +239,39 @@ def test_a_cache_that_claims_what_was_not_sent(frames: int) -> None:
     proxy = Wired(loop.clock, loop.outlet, PROXY, hello(CACHE, b"c" * 16))
     proxy.say(Frame(resume={"known": True, "frames": frames, "partial": 0}))
     assert "error" in proxy.heard_kinds()
+
+
+PAGES = [os.urandom(4096) if kind == "x" else bytes(4096) for kind in "x00x0xx000x0"]
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_cut_in_an_extent_with_zeros_left_out(part: int) -> None:
+    """At every place where a run of payload ends, beside it, and in between."""
+    data = b"".join(PAGES) + b"end"
+
+    def run(loop: Loop) -> tuple[list[Any], list[Any]]:
+        lost: list[Any] = []
+        outgoing = loop.outlet.begin(FIRST, "web", False, lost.append)
+        outgoing.snapshot(1, "")
+        for name, written in (("pages-1.img", data), ("inventory.img", b"inv")):
+            sink = outgoing.open_image(1, name, Mode.REPLACE)
+            sink.write(written)
+            sink.end()
+        loop.pump()
+        held = result(outgoing.seal({"host": "h"}))
+        loop.pump()
+        return lost, held
+
+    whole = Remade([], window=MIB, memory=16 * MIB)
+    whole.connect()
+    assert run(whole) == ([], [len(data) + 3])
+    length = len(whole.record[UP])
+    assert length < 6 * 4096 + 1500, "zeros are left out"
+    edges = {place + beside for place in range(length % 4096, length, 4096) for beside in range(-40, 40)}
+    for at in sorted((edges | set(range(1, length, 61))) & set(range(1, length)))[part::4]:
+        loop = Remade([(UP, at)], window=MIB, memory=16 * MIB)
+        loop.connect()
+        assert run(loop) == ([], [len(data) + 3]), at
+        generation = loop.store.namespaces["web"].generations[0]
+        assert generation.find(None, "pages-1.img").own_digest() == xxhash.xxh3_128(data).digest()  # type: ignore[union-attr]
+        assert loop.links == 2
