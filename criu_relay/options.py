@@ -362,9 +362,7 @@ class CacheOptions(_RelayOptions):
         "    twistd -n --pidfile= criu-relay-cache --stream /run/web --memory 4G\n"
         "    criu restore -D /run/web --stream --action-script $(command -v criu-relay-action)\n"
     )
-    optFlags: ClassVar[list[list[str | None]]] = [
-        *MEMORY_FLAGS,
-    ]
+    optFlags: ClassVar[list[list[str | None]]] = MEMORY_FLAGS
     optParameters: ClassVar[list[list[str | None]]] = [
         _parameter("link", "endpoint to listen on", default_link),
         _parameter("memory", "bytes that images may take, such as 4G", "half of the available memory"),

@@ -214,7 +214,8 @@ def test_allow_uid() -> None:
         assert "not the number of a user; give one from 0" in refusal(CacheOptions, "--allow-uid", text)
 
 
-def test_flags() -> None:
+def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "available_memory", lambda: 10 * 2**30)
     assert parse(CacheOptions, "--retain", "--insecure") == parse(CacheOptions, "--insecure", "--retain", "--retain")
     settings = parse(CacheOptions, "--retain", "--insecure")
     assert isinstance(settings, CacheSettings)
