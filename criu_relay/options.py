@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from twisted.internet.endpoints import quoteStringArgument
 from twisted.python import usage
 
 from criu_relay import __version__, values
-from criu_relay.admin.rundir import run_directory, socket_path, state_directory
+from criu_relay.admin.rundir import state_directory
+from criu_relay.console_options import CONSOLE_PARAMETERS, consoles
 from criu_relay.given import Given, Keys
 from criu_relay.given import one as _one
 from criu_relay.given import parameter as _parameter
@@ -36,9 +36,6 @@ DEFAULT_WINDOW = "256M"
 DEFAULT_WARM = "256M"
 DEFAULT_IDLE = "3600"
 DEFAULT_LINK_TIMEOUT = "30"
-
-SERVED = ("unix", "tcp", "tcp6", "systemd")
-"""Kinds of endpoints that people and their tools connect to."""
 
 REPEATABLE = ("stream", "images", "allow-uid", "tls-peer")
 
@@ -90,9 +87,7 @@ class _RelayOptions(usage.Options):
         _parameter("tls-cert", "PEM file with our certificate: the link is under mutual TLS 1.3"),
         _parameter("tls-key", "PEM file with the certificate's private key"),
         _parameter("tls-ca", "PEM file with the CA that the peer's certificate must be from"),
-        _parameter("metrics", "endpoint for Prometheus and browsers, read-only, such as tcp:9877:interface=127.0.0.1"),
-        _parameter("manhole", "endpoint of an SSH console with a Python prompt, such as tcp:9879:interface=127.0.0.1"),
-        _parameter("manhole-keys", "file of the public keys that may enter --manhole, as authorized_keys of sshd"),
+        *CONSOLE_PARAMETERS,
         _parameter("config", "TOML file: its keys are the long names of these options; the command line wins"),
     ]
 
@@ -206,9 +201,7 @@ class _RelayOptions(usage.Options):
             "criu_dev_link": _one(given, "criu-dev-link", str, None),
             "state": self._state(given),
             "attachments": _attachments(given),
-            "control": self._control(given),
-            "metrics": self._console(given, "metrics", insecure),
-            **self._manhole(given, insecure),
+            **consoles(given, self.role, insecure),
             "insecure": insecure,
             "idle": _one(given, "idle", values.seconds, float(DEFAULT_IDLE)),
             "allow_uids": frozenset(item.read(values.uid) for item in given.get("allow-uid", ())),
@@ -248,33 +241,6 @@ class _RelayOptions(usage.Options):
             return Path(state_directory())
         item = given["state"][-1]
         return item.read(partial(values.state, base=item.base))
-
-    def _control(self, given: dict[str, list[Given]]) -> str:
-        if "control" not in given:
-            path = quoteStringArgument(socket_path(run_directory(), self.role))
-            # Twisted's own quoting is for the value of a keyword, where "=" is no more special.
-            return "unix:" + path.replace("=", r"\=")
-        item = given["control"][-1]
-        if not item.read(partial(values.server_address, kinds=SERVED)).is_local:
-            raise item.wrong("whoever reaches it commands this service; give a unix: endpoint, or a loopback address")
-        return item.text
-
-    def _manhole(self, given: dict[str, list[Given]], insecure: bool) -> dict[str, Any]:
-        if ("manhole" in given) != ("manhole-keys" in given):
-            raise usage.UsageError("--manhole and --manhole-keys belong together; give both, or neither")
-        keys = [item.read(partial(values.file, base=item.base)) for item in given.get("manhole-keys", ())]
-        return {"manhole": self._console(given, "manhole", insecure), "manhole_keys": keys[-1] if keys else None}
-
-    @staticmethod
-    def _console(given: dict[str, list[Given]], name: str, insecure: bool) -> str | None:
-        """An endpoint that people and their tools connect to."""
-        if name not in given:
-            return None
-        item = given[name][-1]
-        address = item.read(partial(values.server_address, kinds=SERVED))
-        if not insecure and not address.is_local:
-            raise item.wrong("other machines could reach it; give a loopback address, or --insecure as well")
-        return item.text
 
 
 def _attachments(given: dict[str, list[Given]]) -> tuple[Attached, ...]:

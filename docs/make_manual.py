@@ -112,7 +112,7 @@ def service(side: type[ProxyOptions] | type[CacheOptions]) -> Command:
         if entry.endswith("="):
             # What stands for the value begins the text of those that can be repeated.
             found = re.match(r"(DIR\[=NAMESPACE\]): (.*)", text)
-            value, text = (found[1], found[2]) if found else (texts.SERVICE_VALUES.get(name, "VALUE"), text)
+            value, text = (found[1], found[2]) if found else (texts.SERVICE_VALUES[name], text)
         options.append(Option((f"--{name}",), value, text))
     return Command(f"criu-relay-{made.role}", made.longdesc, options)
 

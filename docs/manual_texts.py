@@ -89,6 +89,7 @@ SERVICE_VALUES = {
     "config": "FILE",
     "control": "ENDPOINT",
     "criu-dev-link": "ENDPOINT",
+    "dedup": "HOW",
     "idle": "SECONDS",
     "link": "ENDPOINT",
     "link-fd": "N",
@@ -98,11 +99,14 @@ SERVICE_VALUES = {
     "memory": "SIZE",
     "metrics": "ENDPOINT",
     "rate": "SIZE/s",
+    "spill": "DIR",
     "state": "DIR",
     "tls-ca": "FILE",
     "tls-cert": "FILE",
     "tls-key": "FILE",
     "tls-peer": "NAME",
+    "ttl": "SECONDS",
+    "warm": "SIZE",
     "window": "SIZE",
 }
 """What stands for the value of an option of a service."""

@@ -50,19 +50,19 @@ _criu_relay_twistd() {
         case ${COMP_WORDS[i]} in
         criu-relay-proxy)
             case "$previous" in
-            --allow-uid|--control|--criu-dev-link|--idle|--link-fd|--link-timeout|--link|--manhole|--metrics|--rate|--tls-peer|--window) :; return ;;
+            --allow-uid|--control|--criu-dev-link|--dedup|--idle|--link-fd|--link-timeout|--link|--manhole|--metrics|--rate|--tls-peer|--window) :; return ;;
             --config|--manhole-keys|--tls-ca|--tls-cert|--tls-key) _criu_relay_files; return ;;
             --images|--state|--stream) _criu_relay_files -d; return ;;
             esac
-            _criu_relay_words "--allow-uid --config --control --criu-dev-link --help --idle --images --insecure --link-fd --link-timeout --link --manhole-keys --manhole --metrics --rate --state --stream --tls-ca --tls-cert --tls-key --tls-peer --version --window"
+            _criu_relay_words "--allow-uid --config --control --criu-dev-link --dedup --help --idle --images --insecure --link-fd --link-timeout --link --manhole-keys --manhole --metrics --rate --state --stream --tls-ca --tls-cert --tls-key --tls-peer --version --window"
             return ;;
         criu-relay-cache)
             case "$previous" in
-            --allow-uid|--control|--criu-dev-link|--idle|--link-fd|--link-timeout|--link|--manhole|--memory|--metrics|--tls-peer) :; return ;;
+            --allow-uid|--control|--criu-dev-link|--dedup|--idle|--link-fd|--link-timeout|--link|--manhole|--memory|--metrics|--tls-peer|--ttl|--warm) :; return ;;
             --config|--manhole-keys|--tls-ca|--tls-cert|--tls-key) _criu_relay_files; return ;;
-            --images|--state|--stream) _criu_relay_files -d; return ;;
+            --images|--spill|--state|--stream) _criu_relay_files -d; return ;;
             esac
-            _criu_relay_words "--allow-uid --config --control --criu-dev-link --help --idle --images --insecure --link-fd --link-timeout --link --manhole-keys --manhole --memory --metrics --retain --state --stream --tls-ca --tls-cert --tls-key --tls-peer --version"
+            _criu_relay_words "--allow-uid --config --control --criu-dev-link --dedup --help --idle --images --insecure --link-fd --link-timeout --link --manhole-keys --manhole --memory --metrics --release --retain --spill --state --stream --tls-ca --tls-cert --tls-key --tls-peer --ttl --version --warm"
             return ;;
         esac
     done

@@ -70,6 +70,7 @@ complete -c twistd -n "__fish_seen_subcommand_from criu-relay-proxy" -l allow-ui
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-proxy" -l config -d 'TOML file: its keys are the long names of these options; the command line wins' -r -F
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-proxy" -l control -d 'endpoint of the control API [default: $XDG_RUNTIME_DIR/criu-relay/proxy.sock, else in /run/criu-relay]' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-proxy" -l criu-dev-link -d 'endpoint of CRIU\'s own image-cache, instead of --link' -r -f
+complete -c twistd -n "__fish_seen_subcommand_from criu-relay-proxy" -l dedup -d 'off: send everything; zero or pages: leave out pages of zeros [default: zero]' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-proxy" -l help -d '
         Display this help and exit.
         '
@@ -96,6 +97,7 @@ complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l allow-ui
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l config -d 'TOML file: its keys are the long names of these options; the command line wins' -r -F
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l control -d 'endpoint of the control API [default: $XDG_RUNTIME_DIR/criu-relay/cache.sock, else in /run/criu-relay]' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l criu-dev-link -d 'endpoint to listen on for CRIU\'s own image-proxy, besides --link' -r -f
+complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l dedup -d 'off: keep everything; zero: no pages of zeros; pages: equal pages of a peer once [default: zero]' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l help -d '
         Display this help and exit.
         '
@@ -109,11 +111,15 @@ complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l manhole-
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l manhole -d 'endpoint of an SSH console with a Python prompt, such as tcp:9879:interface=127.0.0.1' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l memory -d 'bytes that images may take, such as 4G [default: half of the available memory]' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l metrics -d 'endpoint for Prometheus and browsers, read-only, such as tcp:9877:interface=127.0.0.1' -r -f
+complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l release -d 'give images back while a restore reads them: it can be tried once only'
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l retain -d 'keep images after a confirmed restore, so that they can be restored again'
+complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l spill -d 'directory on a disk for namespaces that nobody reads, when memory is short' -r -f -a '(__fish_complete_directories)'
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l state -d 'directory for what must outlive this process [default: $XDG_STATE_HOME/criu-relay, else /var/lib/criu-relay]' -r -f -a '(__fish_complete_directories)'
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l stream -d 'bind the socket of `criu --stream -D DIR` there; repeatable' -r -f -a '(__fish_complete_directories)'
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-ca -d 'PEM file with the CA that the peer\'s certificate must be from' -r -F
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-cert -d 'PEM file with our certificate: the link is under mutual TLS 1.3' -r -F
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-key -d 'PEM file with the certificate\'s private key' -r -F
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-peer -d 'DNS name or IP address that the peer\'s certificate must carry one of; repeatable' -r -f
+complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l ttl -d 'discard a committed namespace that nobody asks for after so many seconds [default: never]' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l version -d 'Display the version and exit.'
+complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l warm -d 'bytes of free memory kept ready: as much as is migrated at once [default: 256M]' -r -f
