@@ -246,7 +246,7 @@ def test_a_session(manhole: Manhole) -> None:
     ssh.command("discard('web')", "discard namespace web (committed, 2.9M in 2 images)? [y/N] ")
     ssh.command("y", "bytes given back")
     assert relay.state("web") == "discarded" and relay.state("db") == "committed"
-    ssh.command("discard('db', 'pages-1.img', offset=0, length=1 << 20, yes=True)", "\n327680 bytes given back")
+    ssh.command("discard('db', 'pages-1.img', offset=0, length=1 << 20, yes=True)", "\n1048576 bytes given back")
     assert "ZeroDivisionError" in ssh.command("1/0", "division by zero")
     ssh.type("\x04")
     assert ssh.process.wait(SECONDS) == 0

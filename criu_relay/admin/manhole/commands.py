@@ -146,7 +146,7 @@ class Commands:
     ) -> object:
         """discard(ns, image=None, offset=None, length=None, yes=False): throw away a namespace, an image, or a part
 
-        It asks back unless yes=True. A part gives back the whole extents that lie in it. At a proxy only a namespace
+        It asks back unless yes=True. A part gives back the whole pages that lie in it. At a proxy only a namespace
         that is open can be discarded, which aborts it.
 
         >>> discard("web")
