@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import xxhash
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
@@ -51,6 +52,7 @@ class OutgoingMigration:
         self.id = migration
         self.namespace = namespace
         self.window = window
+        self._labels = xxhash.xxh3_128()
         self.told = False
         self.held = False
         self.closed = False
@@ -77,6 +79,7 @@ class OutgoingMigration:
     def snapshot(self, index: int, label: str) -> None:
         """See L{IOutgoing.snapshot}."""
         self.check()
+        self._labels.update(label.encode() + b"\0")
         self._control(self, link_pb2.Frame(snapshot=link_pb2.Snapshot(migration=self.id, index=index, label=label)))
 
     def open_image(self, snapshot: int, name: str, mode: Mode) -> IImageSink:
@@ -114,6 +117,7 @@ class OutgoingMigration:
                     images=rows[start : start + SUMMARIES_PER_FRAME],
                     last=start + SUMMARIES_PER_FRAME >= len(rows),
                     source=link_pb2.Source(**source),
+                    labels=self._labels.digest() if start + SUMMARIES_PER_FRAME >= len(rows) else None,
                 )
             )
             for start in starts

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from criu_relay.errors import LinkEnded, LinkLost, ProtocolError, RelayError
+from criu_relay.errors import Aborted, LinkEnded, LinkLost, ProtocolError, RelayError
 from criu_relay.flow.frames import OutFrame
 from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.link.connection import LinkConnection
@@ -255,6 +255,7 @@ class Receiver:
 
     def _snapshot(self, session: Session, connection: LinkConnection, body: Any) -> None:
         self._intake.snapshot(session.owner, body.migration, body.index, body.label)
+        self._known(session, body.migration).labels.update(body.label.encode() + b"\0")
 
     def _image(self, session: Session, connection: LinkConnection, body: Any) -> None:
         mode = MODES[body.mode]
@@ -279,6 +280,8 @@ class Receiver:
         ]
         if len(migration.rows) > wire.MAX_IMAGES:
             raise ProtocolError(f"the closing header lists more than {wire.MAX_IMAGES} images")
+        if body.HasField("labels") and body.labels != migration.labels.digest():
+            raise Aborted("the labels of its snapshots were changed on the way: their digest differs")
         if body.last:
             rows, migration.rows = migration.rows, []
             size = self._intake.seal(session.owner, body.migration, rows, describe(body.source))

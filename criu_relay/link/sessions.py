@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import xxhash
 from twisted.internet.interfaces import IReactorTime
 
 from criu_relay.errors import Conflict
@@ -22,10 +23,12 @@ class Migration:
 
     @ivar refused: why it cannot go on, which its proxy was told: what still comes of it is dropped.
     @ivar rows: of its closing header, so far.
+    @ivar labels: the hash of the labels of its snapshots.
     """
 
     refused: str = ""
     rows: list[tuple[int, str, int, bytes | None]] = field(default_factory=list)
+    labels: Any = field(default_factory=xxhash.xxh3_128)
 
 
 @dataclass(eq=False)

@@ -250,6 +250,8 @@ def _namespace_end(body: link_pb2.NamespaceEnd, payload: int) -> None:
         from_peer(check_name, image.name, f"{WHAT}: field namespace_end.images.name")
         _in_image(image.size, 0, "namespace_end.images.size")
         _digest(image, "namespace_end.images")
+    if body.HasField("labels"):
+        _exactly(body.labels, DIGEST_SIZE, "namespace_end.labels")
     _source(body, "namespace_end")
 
 

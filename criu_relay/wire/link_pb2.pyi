@@ -149,16 +149,18 @@ class ImageSummary(_message.Message):
     def __init__(self, snapshot: _Optional[int] = ..., name: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class NamespaceEnd(_message.Message):
-    __slots__ = ("migration", "images", "last", "source")
+    __slots__ = ("migration", "images", "last", "source", "labels")
     MIGRATION_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     migration: bytes
     images: _containers.RepeatedCompositeFieldContainer[ImageSummary]
     last: bool
     source: Source
-    def __init__(self, migration: _Optional[bytes] = ..., images: _Optional[_Iterable[_Union[ImageSummary, _Mapping]]] = ..., last: _Optional[bool] = ..., source: _Optional[_Union[Source, _Mapping]] = ...) -> None: ...
+    labels: bytes
+    def __init__(self, migration: _Optional[bytes] = ..., images: _Optional[_Iterable[_Union[ImageSummary, _Mapping]]] = ..., last: _Optional[bool] = ..., source: _Optional[_Union[Source, _Mapping]] = ..., labels: _Optional[bytes] = ...) -> None: ...
 
 class Held(_message.Message):
     __slots__ = ("migration", "name", "bytes")

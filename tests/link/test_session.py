@@ -13,8 +13,27 @@ from criu_relay.store.generation import State
 from criu_relay.wire import link_pb2
 from criu_relay.wire.link_pb2 import Frame
 from tests.link.session import FIRST, KEPT, SECOND, Session, contents, states
-from tests.link.support import MIB, OWNER, Loop, Parsed, Producer, migration, result
+from tests.link.support import MIB, OWNER, Loop, Parsed, Producer, is_error, migration, result
 from tests.support.faults import UP
+
+
+def test_a_label_that_was_changed_on_the_way() -> None:
+    """Images under another label are other images: nothing is held."""
+    loop = Loop().connect()
+    lost: list[Any] = []
+    outgoing = loop.outlet.begin(FIRST, "web", False, lost.append)
+    outgoing.snapshot(1, "/var/lib/images/1")
+    sink = outgoing.open_image(1, "inventory.img", Mode.REPLACE)
+    sink.write(b"inv")
+    sink.end()
+    data = loop.proxy.wire.pull()
+    assert data.count(b"/images/1") == 1
+    loop.cache.connection.dataReceived(data.replace(b"/images/1", b"/images/0"))
+    held = result(outgoing.seal({}))
+    loop.pump()
+    assert is_error(held)
+    assert "labels" in held[0].reason
+    assert states(loop) == [State.ABORTED]
 
 
 def test_as_it_should_be() -> None:

@@ -193,6 +193,7 @@ WRONG = [
     *(("snapshot", {"label": label}, "snapshot.label") for label in ("a\0", "a\n", LONG)),
     ("hello", {"session": b"x" * 15}, "hello.session has 15 bytes"),
     ("hello", {"session": b""}, "hello.session has 0 bytes"),
+    ("namespace_end", {"labels": b"x" * 15}, "namespace_end.labels has 15 bytes"),
     ("resume", {"partial": MAX_PAYLOAD + 1}, "resume.partial"),
     ("snapshot", {"index": 0}, "snapshot.index is 0"),
     ("image", {"snapshot": 0}, "image.snapshot is 0"),
