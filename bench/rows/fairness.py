@@ -157,7 +157,7 @@ def fair_idle(stage: Stage) -> list[Row]:
     return [row("fair-idle", what, 0.95, samples["idle"], samples["alone"])]
 
 
-class _Besiegers:
+class Besiegers:
     """Connections that begin a TLS handshake and stop there; they are made while the `with` block runs."""
 
     def __init__(self, port: int) -> None:
@@ -193,7 +193,7 @@ def handshakes(stage: Stage) -> list[Row]:
     with relay(stage, proxy=proxy, cache=cache) as ours:
 
         def beset() -> Sample:
-            with _Besiegers(ours.relay.port):
+            with Besiegers(ours.relay.port):
                 return ours.transfer()
 
         samples = alternate({"beset": beset, "alone": ours.transfer}, stage.plan.rounds)
