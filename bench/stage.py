@@ -28,6 +28,7 @@ class Plan:
     @ivar flat: of the image that is much larger than the window.
     @ivar migrations: how many in a row, each of `migration` bytes.
     @ivar victim: memory of the process that is migrated.
+    @ivar paced: of the image that is sent at a limited rate.
     """
 
     size: int = 1024 * MIB
@@ -37,6 +38,7 @@ class Plan:
     migrations: int = 32
     migration: int = 256 * MIB
     victim: int = 1024 * MIB
+    paced: int = 512 * MIB
 
 
 QUICK = Plan(
@@ -47,6 +49,7 @@ QUICK = Plan(
     migrations=4,
     migration=64 * MIB,
     victim=64 * MIB,
+    paced=192 * MIB,
 )
 """Everything in less than a minute: to see that it works, and roughly how well."""
 

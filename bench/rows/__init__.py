@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.measure import Row
-from bench.rows import criu, memory, small, transfer
+from bench.rows import criu, fairness, memory, sharing, small, transfer
 from bench.stage import Stage
 
 ROWS: dict[str, Callable[[Stage], list[Row]]] = {
@@ -16,6 +16,12 @@ ROWS: dict[str, Callable[[Stage], list[Row]]] = {
     "cut-through": transfer.cut_through,
     "tls": transfer.tls,
     "small-images": small.small_images,
+    "fair-small": fairness.fair_small,
+    "fair-idle": fairness.fair_idle,
+    "fair-control": fairness.fair_control,
+    "handshakes": fairness.handshakes,
+    "rate": sharing.rate,
+    "share": sharing.share,
     "flat-memory": memory.flat_memory,
     "criu-1g": criu.criu_1g,
 }

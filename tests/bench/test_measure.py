@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable
 
 import pytest
 
 from bench import report
 from bench.measure import MIB, Row, Sample, alternate, ratio, row
+from bench.rows import fairness
+from tests.support.daemons import free_port
 
 
 def samples(*seconds: float, size: int = 10**9) -> list[Sample]:
@@ -91,3 +94,21 @@ def test_what_is_missed_is_said(value: float, cpu: float, misses: list[str]) -> 
     assert made.misses == misses
     line = report.table([made]).splitlines()[1]
     assert line.endswith("MISSED: " + ", ".join(misses) if misses else "ok")
+
+
+def test_a_time_within_its_limit_reaches_the_bound() -> None:
+    assert fairness.latency("fair-small", "the median", 0.025, [1.0, 3.0, 2.0]).ratio == 2.0
+    assert fairness.latency("fair-small", "the median", 0.025, [1.0, 3.0, 2.0]).gb_per_s == 2.0
+    assert fairness.latency("fair-small", "the median", fairness.LATENCY, [1.0]).misses == []
+    assert fairness.latency("fair-small", "the median", 0.1, [1.0]).misses == ["ratio 0.50 < 1.00"]
+
+
+def test_half_open_handshakes_begin_and_end() -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port), backlog=fairness.HALF_OPEN) as server:
+        with fairness.Besiegers(port):
+            strangers = [server.accept()[0] for _ in range(20)]
+            assert all(one.recv(len(fairness.CLIENT_HELLO)) == fairness.CLIENT_HELLO for one in strangers)
+        assert all(one.recv(1) == b"" for one in strangers)
+        for one in strangers:
+            one.close()

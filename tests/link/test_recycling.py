@@ -34,6 +34,7 @@ from criu_relay.link.outlet import LinkOutlet
 from criu_relay.link.receiver import Receiver
 from criu_relay.link.sent import Sent, SentLog
 from criu_relay.store.arena import LARGEST, SMALLEST, Arena, Extent
+from criu_relay.store.policy import Policy
 from criu_relay.store.store import Store
 from criu_relay.wire import link_pb2
 from tests.link.support import CACHE_ID, PATIENCE, PROXY_ID, hello, result
@@ -51,7 +52,7 @@ USES = int(os.environ.get("RECYCLED_GIB", "100")) * (1 << 30) // LARGEST // len(
 
 WINDOW = 8 * SMALLEST
 
-MEMORY = 96 * SMALLEST
+MEMORY = 128 * SMALLEST
 
 IMAGE = 15 * SMALLEST
 """The largest image: a pipe that nobody reads holds all of it."""
@@ -66,38 +67,39 @@ POISON = bytes([0xDB]) * SMALLEST
 
 
 class Poisoned(Arena):
-    """One whose extents are a page, and are overwritten when nobody needs them any more.
+    """One whose pages are overwritten when nobody needs them any more, and when they are given out again.
 
-    @ivar uses: how often an extent was given out that had been used before.
-    @ivar sharing: C{free} believes that pages may be referred to.
+    @ivar uses: how often a page was given out that had been used before.
+    @ivar sharing: it believes that pages may be referred to.
     """
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit, keep=limit)
         self.uses = 0
         self.sharing = True
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: set[int] = set()
 
     def allocate(self, size: int) -> Extent | None:
-        return self._poisoned(super().allocate(min(size, SMALLEST)))
+        return super().allocate(min(size, SMALLEST))
 
     def force(self, size: int) -> Extent:
-        extent = self._poisoned(super().force(min(size, SMALLEST)))
-        assert extent is not None
-        return extent
+        return super().force(min(size, SMALLEST))
 
-    def _poisoned(self, extent: Extent | None) -> Extent | None:
-        if extent is not None:
-            extent.view[:] = POISON
-            place = (extent.fd, extent.offset)
-            self.uses += place in self._seen
-            self._seen.add(place)
-        return extent
+    def take(self, size: int) -> int:
+        number = super().take(size)
+        pages = range(number, number + size // SMALLEST)
+        self.uses += len(self._seen.intersection(pages))
+        self._seen.update(pages)
+        self._poison(number, len(pages))
+        return number
 
-    def free(self, extent: Any, shared: bool = False) -> None:
-        view = extent.region.view[extent.offset : extent.offset + extent.size]
-        super().free(extent, shared and self.sharing)
-        view[:] = POISON
+    def put(self, first: int, count: int, shared: bool) -> None:
+        super().put(first, count, shared and self.sharing)
+        if not (shared and self.sharing):
+            self._poison(first, count)
+
+    def _poison(self, first: int, count: int) -> None:
+        self.view(first, count)[:] = POISON * count
 
 
 class Spoiled(Exception):
@@ -107,18 +109,19 @@ class Spoiled(Exception):
 class Joined:
     """A proxy's end and a cache's, on a real connection."""
 
-    def __init__(self, kind: str, kept: bool, directory: Path) -> None:
+    def __init__(self, kind: str, kept: bool, directory: Path, release: bool) -> None:
         self.chance = random.Random(SEED)
         self.reactors = [EPollReactor(), EPollReactor()]
         self._own = [set(reactor.getReaders()) for reactor in self.reactors]
         near, far = self.reactors
         self.window, self.memory = Poisoned(WINDOW if kept else 0), Poisoned(MEMORY)
         self.outlet = LinkOutlet(near, near, self.window, Counters())
-        self.store = Store(far, far, self.memory, Counters(), PATIENCE)
+        self.store = Store(far, far, self.memory, Counters(), PATIENCE, Policy(release=release))
         self.receiver = Receiver(self.store, Counters(), far)
+        self.store.credits.granted = self.receiver.credited
         self.unread: deque[tuple[int, str, bytes]] = deque()
         self.migrations = 0
-        self.paths: set[str] = set()
+        self._readers = ("pipe",) if release else ("pipe", "socket")
         self._connect(kind, directory)
 
     def _connect(self, kind: str, directory: Path) -> None:
@@ -180,9 +183,9 @@ class Joined:
         decided = result(outgoing.decide(True))
         self.turn_until(lambda: decided)
         assert decided == ["committed"]
-        for kind in ("pipe", "socket"):
+        for kind in self._readers:
             self._serve(kind, data)
-        while len(self.unread) > 2 * UNREAD:
+        while len(self.unread) > UNREAD * len(self._readers):
             self._read()
 
     def _serve(self, kind: str, data: bytes) -> None:
@@ -251,8 +254,9 @@ def everything_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def joined(kind: str, kept: bool, directory: Path) -> Iterator[Joined]:
-    made = Joined(kind, kept, directory)
+def joined(kind: str, kept: bool, directory: Path, release: bool = False) -> Iterator[Joined]:
+    """@param release: the cache gives memory back as it is read, so that an image is read once."""
+    made = Joined(kind, kept, directory, release)
     try:
         yield made
     finally:
@@ -266,6 +270,13 @@ def test_nobody_reads_poison(kind: str, source: str, kept: bool, tmp_path: Path)
             both.migrate(source)
         assert both.memory.uses
         assert bool(both.window.uses) is kept
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_nobody_reads_poison_where_memory_is_given_back_as_it_is_read(kind: str, tmp_path: Path) -> None:
+    with joined(kind, True, tmp_path, release=True) as both:
+        while both.window.uses + both.memory.uses < USES:
+            both.migrate("pipe")
 
 
 # The test can fail
