@@ -43,7 +43,7 @@ demo: build/venv/.test
 	@$(BIN)/python scripts/demo $(ARGS)
 
 test: build/venv/.test build/criu
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal $(ARGS)
 
 bench: build/venv/.test
 	@$(MAKE) --no-print-directory build/criu || true
