@@ -114,16 +114,19 @@ def fair_control(stage: Stage) -> list[Row]:
 @contextlib.contextmanager
 def _idle(ours: Measured, sockets: Sequence[str]) -> Iterator[None]:
     """Clients of the proxy that say nothing."""
-    before = len(ours.relay.proxy.descriptors())
+    clients = IDLE_CLIENTS * len(sockets)
+
+    def descriptors() -> int:
+        return len(ours.relay.proxy.descriptors())
+
     with contextlib.ExitStack() as stack:
         for path in sockets:
             for _ in range(IDLE_CLIENTS):
                 client = stack.enter_context(socket.socket(socket.AF_UNIX))
                 client.connect(path)
-        clients = IDLE_CLIENTS * len(sockets)
-        until(lambda: len(ours.relay.proxy.descriptors()) >= before + clients, PATIENCE, "all clients are accepted")
+        until(lambda: descriptors() >= clients, PATIENCE, "the clients are accepted")
         yield
-    until(lambda: len(ours.relay.proxy.descriptors()) <= before, PATIENCE, "all clients are gone")
+    until(lambda: descriptors() < IDLE_CLIENTS, PATIENCE, "the clients are gone")
 
 
 def _allow_descriptors() -> None:
