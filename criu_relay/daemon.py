@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar
 
 from twisted.application.service import MultiService
@@ -112,11 +112,7 @@ class Daemon(MultiService):
                 except RelayError as error:
                     self.log.error("not attached: {reason}", reason=error.reason)
         changed = dataclasses.replace(self.settings, attachments=settings.attachments)
-        later = [
-            field.name.replace("_", "-")
-            for field in dataclasses.fields(settings)
-            if field.name not in self.taken and getattr(settings, field.name) != getattr(changed, field.name)
-        ]
+        later = [name.replace("_", "-") for name in changes(changed, settings) if name not in self.taken]
         if later:
             self.log.warn("changed, and taken at the next start: {names}", names=", ".join(later))
         return changed
@@ -205,6 +201,15 @@ class Daemon(MultiService):
                 for failed in reversed(counters.failures)
             ],
         }
+
+
+def changes(old: Any, new: Any) -> Iterator[str]:
+    """The names of fields of a dataclass that differ; of those that are dataclasses as well, the names in them."""
+    for field in dataclasses.fields(new):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before != after:
+            nested = dataclasses.is_dataclass(after) and type(before) is type(after)
+            yield from changes(before, after) if nested else (field.name,)
 
 
 def endpoint_of(settings: Settings) -> str:

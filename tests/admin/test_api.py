@@ -301,7 +301,7 @@ def test_request_with_every_byte_changed(control: Any, connect: Any, make: Any) 
     control.outcomes["commit"] = make["namespace"]()
     data = b'POST /v1/namespaces/web/commit HTTP/1.1\r\nContent-Length: 11\r\n\r\n{"root": 1}'
     for position in range(len(data)):
-        for byte in (0, 9, 10, 13, 32, 34, 37, 47, 48, 57, 58, 63, 127, 128, 255):
+        for byte in (0, 10, 13, 32, 37, 48, 58, 255):
             answer = connect().send(data[:position] + bytes([byte]) + data[position + 1 :])
             assert b" 500 " not in answer.transport.value()
             answer.hang_up()

@@ -97,8 +97,9 @@ def on_the_wire(frames: list[tuple[str, str, int, bytes]]) -> bytes:
 
 @pytest.fixture
 def cache_port(relay: Relay) -> int:
-    port = free_port()
-    relay.start_cache("--images", str(relay.directory("b/web")), "--criu-dev-link", f"tcp:{port}:interface=127.0.0.1")
+    """A cache that keeps what a later snapshot has anew, so that everything that was recorded can be read."""
+    port, images = free_port(), str(relay.directory("b/web"))
+    relay.start_cache("--images", images, "--criu-dev-link", f"tcp:{port}:interface=127.0.0.1", "--dedup", "off")
     return port
 
 

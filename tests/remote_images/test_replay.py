@@ -57,8 +57,8 @@ def play(path: Path, row: dict[str, Any], left_open: list[tuple[int, bytes]] | N
         if pipe < 0:
             if row["open_mode"] == 1024:
                 return
-            expected = contents(row["sock_to_client"]) if "sock_to_client" in row else b""
-            assert connection.rest() == expected, row
+            same = connection.rest() == (contents(row["sock_to_client"]) if "sock_to_client" in row else b"")
+            assert same, row
             return
     if "pipe_from_client" in row:
         data = contents(row["pipe_from_client"])
@@ -69,7 +69,8 @@ def play(path: Path, row: dict[str, Any], left_open: list[tuple[int, bytes]] | N
             left_open.append((pipe, data))
     else:
         expected = contents(row["pipe_to_client"])
-        assert read_some(pipe, len(expected)) == expected, row
+        same = read_some(pipe, len(expected)) == expected
+        assert same, row
 
 
 def read_some(pipe: int, count: int) -> bytes:

@@ -29,8 +29,8 @@ TAIL_LINES = 40
 
 @functools.cache
 def find_criu() -> str | None:
-    """The criu to test with: $CRIU, that of the PATH, that of `make`, one beside the system."""
-    places = [os.environ.get("CRIU"), shutil.which("criu"), str(REPOSITORY / "build/criu/bin/criu")]
+    """The criu to test with: $CRIU, that of `make`, which works, that of the PATH, one beside the system."""
+    places = [os.environ.get("CRIU"), str(REPOSITORY / "build/criu/bin/criu"), shutil.which("criu")]
     places += map(str, sorted(Path("/opt").glob("criu*/bin/criu")))
     return next((place for place in places if place and os.access(place, os.X_OK)), None)
 
