@@ -110,7 +110,7 @@ class Daemon(MultiService):
                 try:
                     self.attachments.attach(one.directory, one.namespace, one.dialect)
                 except RelayError as error:
-                    self.log.error("not attached: {reason}", reason=error.reason)
+                    self.log.error("not attached: {reason}", reason=error.line)
         changed = dataclasses.replace(self.settings, attachments=settings.attachments)
         later = [name.replace("_", "-") for name in changes(changed, settings) if name not in self.taken]
         if later:
@@ -129,7 +129,8 @@ class Daemon(MultiService):
             await self._listen()
             await self.bind()
         except CannotListenError as error:
-            raise Conflict(f"cannot listen on {error.interface}:{error.port}: {error.socketError}") from error
+            where = f"{error.interface}:{error.port}"
+            raise Conflict(f"cannot listen on {where}: {error.socketError}", hint="is another daemon there?") from error
 
     async def _listen(self) -> None:
         """Bind what people and their tools look through."""
@@ -164,9 +165,8 @@ class Daemon(MultiService):
             self._close_sockets()
             if not isinstance(failure.value, RelayError):
                 failure.raiseException()
-            hint = f": {failure.value.hint}" if failure.value.hint else ""
-            self.log.critical("cannot start: {reason}", reason=failure.value.reason)
-            sys.stderr.write(f"criu-relay-{self.control.role}: {failure.value.reason}{hint}\n")
+            self.log.critical("cannot start: {reason}", reason=failure.value.line)
+            sys.stderr.write(f"criu-relay-{self.control.role}: {failure.value.line}\n")
             raise SystemExit(FAILED)
         super().startService()
 

@@ -42,6 +42,11 @@ class RelayError(Exception):
         self.hint = hint
         self.cause = cause or self.cause
 
+    @property
+    def line(self) -> str:
+        """What happened, and what to do."""
+        return f"{self.reason}: {self.hint}" if self.hint else self.reason
+
 
 class Invalid(RelayError):
     """A name, path, number or message that is not of the form it must have."""

@@ -22,6 +22,7 @@ from criu_relay.wire.names import check_name
 if TYPE_CHECKING:
     from criu_relay.cache import Cache
 
+AGAIN_HINT = "dump it again"
 HELD_HINT = "waits for its proxy; if the source host is lost: criu-relay commit {name} --force"
 
 
@@ -96,7 +97,7 @@ class CacheControl:
     async def _peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> bytes:
         found = self._cache.store.known(name).at(snapshot, image)[1]
         if found.dropped:
-            raise NotFound(f"image {image} of namespace {name} was discarded")
+            raise NotFound(f"image {image} of namespace {name} was discarded", hint=AGAIN_HINT)
         opened = OpenedImage(self._cache.reactor, found)
         try:
             return await opened.read(offset, length)
@@ -145,7 +146,7 @@ class CacheControl:
             newest = None
         generation = await namespace.wait(newest, "", None, patient=True)
         if generation is None or generation.state is State.ABORTED:
-            raise Aborted(generation.reason if generation is not None else "nothing came")
+            raise Aborted(generation.reason if generation is not None else "nothing came", hint=AGAIN_HINT)
         return self._described(generation)
 
     def commit(self, name: str, request: CommitRequest, timeout: float | None) -> Deferred[dict[str, Any]]:
@@ -161,7 +162,9 @@ class CacheControl:
                 hint="the proxy decides; if that host is lost, or the task is known to be gone: --force",
             )
         if generation.state is not State.HELD:
-            raise Conflict(f"namespace {name} is {generation.state.value}, not held")
+            raise Conflict(
+                f"namespace {name} is {generation.state.value}, not held", hint="only what is held can be committed"
+            )
         self._cache.store.settle(generation, True, "committed by hand at the cache")
         return self._described(generation)
 
@@ -193,10 +196,12 @@ class CacheControl:
         generation = await namespace.wait(namespace.servable(), image, None)
         if generation is None or generation.state is not State.COMMITTED:
             state = generation.state.value if generation is not None else "not there"
-            raise NotFound(f"namespace {name} is {state}: {generation.reason if generation else 'nothing came'}")
+            raise NotFound(
+                f"namespace {name} is {state}: {generation.reason if generation else 'nothing came'}", hint=AGAIN_HINT
+            )
         found = generation.at(snapshot, image)[1]
         if found.dropped:
-            raise NotFound(f"image {image} of namespace {name} was discarded")
+            raise NotFound(f"image {image} of namespace {name} was discarded", hint=AGAIN_HINT)
         opened: IOpenedImage = OpenedImage(self._cache.reactor, found)
         return opened
 

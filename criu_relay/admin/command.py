@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Unreachable as error:
         return _said(NO_DAEMON, f"{error}: {_START}" if error.absent else str(error))
     except RelayError as error:
-        return _said(FAILED, f"{error.reason}: {error.hint}" if error.hint else error.reason)
+        return _said(FAILED, error.line)
     except BrokenPipeError:
         # Whoever read our output has had enough; nothing may be written at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

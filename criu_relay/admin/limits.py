@@ -15,7 +15,7 @@ def limited(pending: Deferred[Any], seconds: float | None, clock: Any, what: str
 
     def too_late(result: object, timeout: float) -> object:
         if isinstance(result, Failure) and result.check(CancelledError):
-            raise TimedOut(f"{what} within {timeout:g} s")
+            raise TimedOut(f"{what} within {timeout:g} s", hint="give it more time, or look at criu-relay status")
         return result
 
     return pending if seconds is None else pending.addTimeout(seconds, clock, too_late)

@@ -45,7 +45,7 @@ async def _listen(reactor: Any, endpoint: str, site: IProtocolFactory, what: str
     try:
         address = server_address(endpoint, KINDS)
     except ValueError as error:
-        raise Invalid(f"{what}: {error}") from None
+        raise Invalid(f"{what}: {error}", hint="see --help for the endpoints that will do") from None
     if address.host is None:
         if address.descriptor is not None:
             return inherited_listener(reactor, address.descriptor, site)

@@ -82,7 +82,9 @@ class ProxyControl:
         index = len(migration.labels) if snapshot is None else snapshot
         found = migration.images.get((index, image))
         if found is None:
-            raise NotFound(f"namespace {name} has no image {image} in snapshot {index}")
+            raise NotFound(
+                f"namespace {name} has no image {image} in snapshot {index}", hint="criu-relay images lists them"
+            )
         return _inspected(found)
 
     def peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> Deferred[bytes]:
@@ -153,11 +155,11 @@ class ProxyControl:
     ) -> dict[str, Any]:
         """See L{IControl.discard}."""
         if image is not None:
-            raise Conflict("the proxy keeps no images: they are discarded at the cache")
+            raise Conflict("the proxy keeps no images", hint="discard it at the cache")
         migration = self._proxy.dumps.known(name)
         count = migration.bytes
         if migration.over:
-            raise Conflict(f"namespace {name} is {migration.state.value} already")
+            raise Conflict(f"namespace {name} is {migration.state.value} already", hint="discard it at the cache")
         migration.abort("discarded at the proxy", cause=Cause.PERSON)
         return {"bytes": count}
 
@@ -169,7 +171,7 @@ class ProxyControl:
         """See L{IControl.put_image}."""
         check_name(image, "image")
         if snapshot is not None and snapshot < 1:
-            raise Invalid("snapshots count from 1")
+            raise Invalid("there is no snapshot before 1", hint="they count from 1")
         return self._proxy.dumps.namespace(check_name(name, "namespace")).put_image(snapshot, image, migration)
 
     def _described(self, migration: Migration) -> dict[str, Any]:

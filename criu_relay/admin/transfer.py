@@ -67,7 +67,7 @@ class Download:
             await self._room
             data = await self._image.read(self._next, min(PIECE, self._stop - self._next))
             if not data:
-                raise RelayError("the image ended early")
+                raise RelayError("the image ended early", hint="the log of the daemon says why")
             self._next += len(data)
             self._request.write(data)
 

@@ -126,7 +126,9 @@ class NamespaceDump:
         for migration in self.migrations:
             if migration.id.hex() == migration_id:
                 return migration
-        raise NotFound(f"namespace {self.name} has no migration {migration_id[:32]}")
+        raise NotFound(
+            f"namespace {self.name} has no migration {migration_id[:32]}", hint="criu-relay status lists them"
+        )
 
     def put_image(self, snapshot: int | None, name: str, migration_id: str = "") -> IImageSink:
         """One image of an import; the first begins a migration, as a copy.
@@ -139,10 +141,12 @@ class NamespaceDump:
         if migration is None or migration.state not in (State.OPEN, State.SEALING):
             migration = self.begin(copy=True)
         elif migration.clients:
-            raise Conflict(f"criu dumps into {self.name} now")
+            raise Conflict(f"criu dumps into {self.name} now", hint="wait for that, or use another namespace")
         index = snapshot or max(len(migration.labels), 1)
         if index > len(migration.labels) + 1:
-            raise Conflict(f"snapshot {index} of {self.name} follows {len(migration.labels)}")
+            raise Conflict(
+                f"snapshot {index} of {self.name} follows {len(migration.labels)}", hint="they count 1, 2, 3..."
+            )
         if index > len(migration.labels):
             migration.push_snapshots([str(index) if snapshot else ""])
         return migration.write_image(index, name, Mode.REPLACE)
@@ -231,7 +235,7 @@ class NamespaceDump:
             self._bound[key] = migration
             self._forget_dead()
         if migration.over:
-            raise Aborted(f"the dump was given up: {migration.reason}")
+            raise Aborted(f"the dump was given up: {migration.reason}", migration.hint)
         migration.connected(client)
         return migration
 
@@ -274,7 +278,9 @@ class Dumps:
             if len(self.namespaces) >= NAMESPACES:
                 oldest = next((known for known, dump in self.namespaces.items() if dump.forgettable), None)
                 if oldest is None:
-                    raise Conflict(f"the proxy knows {NAMESPACES} namespaces already, and needs them all")
+                    raise Conflict(
+                        f"the proxy knows {NAMESPACES} namespaces already, and needs them all", hint="detach some"
+                    )
                 del self.namespaces[oldest]
             self.namespaces[name] = NamespaceDump(
                 name,

@@ -75,7 +75,7 @@ class Migration:
         self._verdict: Verdict | None = None
         self._asked = False
         self._look = Later(surroundings.clock, self.look)
-        idle = Aborted(f"no client of CRIU for {surroundings.idle:.0f} s", cause=Cause.IDLE)
+        idle = Aborted(f"no client of CRIU for {surroundings.idle:.0f} s", hint="--idle allows more", cause=Cause.IDLE)
         self._idle = Later(surroundings.clock, partial(self._lost, idle))
         self.outgoing: IOutgoing = (
             surroundings.outlet.begin(migration, namespace, copy, self._lost)
@@ -197,7 +197,7 @@ class Migration:
             return
         inventory = self.images.get((len(self.labels), INVENTORY))
         if inventory is None or not inventory.complete:
-            self.abort(f"the dump ended without {INVENTORY}: it failed, or was no dump")
+            self.abort(f"the dump ended without {INVENTORY}: it failed, or was no dump", "criu's dump.log says why")
             return
         self.machine.feed(Event.QUIET)
         self.outgoing.seal(self.source.described()).addCallbacks(self._verified, self._refused)
@@ -252,7 +252,9 @@ class Migration:
             self._lost(Aborted(f"{error.reason}: the dump is over", cause=Cause.DUMP))
             raise
         except CancelledError:
-            self._lost(TimedOut("the commit was not answered in time, or who asked for it has left"))
+            self._lost(
+                TimedOut("the commit took too long, or who asked for it has left", "CRIU_RELAY_TIMEOUT allows more")
+            )
             raise
 
     def _tasks(self, request: CommitRequest) -> tuple[Task | None, Task | None]:
@@ -265,7 +267,9 @@ class Migration:
     async def _until_held(self, criu: Task | None) -> None:
         if self.state is State.HELD:
             return
-        ended = partial(self._lost, Aborted("criu ended before it was permitted to", cause=Cause.DUMP))
+        ended = partial(
+            self._lost, Aborted("criu ended before it was permitted to", "its dump.log says why", Cause.DUMP)
+        )
         ending = Ending(self._at.reactor, self._at.clock, criu, ended) if criu is not None else None
         waiting = self._held.wait()
         if self.state is State.OPEN:
@@ -281,8 +285,8 @@ class Migration:
         try:
             await self._permission.write(root, criu)
         except OSError as error:
-            self._lost(Aborted(f"the permission cannot be recorded in --state: {error}"))
-            raise Aborted(self.reason) from error
+            self._lost(Aborted(f"the permission cannot be recorded: {error}", "make room in --state, or give another"))
+            raise Aborted(self.reason, self.hint) from error
         if self.state is not State.HELD:
             await self._permission.forget()
             raise Aborted(self.reason or f"namespace {self.namespace} is {self.state.value}")
@@ -291,7 +295,7 @@ class Migration:
 
     def watch(self, root: Task, criu: Task | None, lives: Callable[[], None] | None = None) -> None:
         """Permitted: commit or abort on the fact."""
-        lives = lives or (lambda: self.abort("criu ended and its task lives on"))
+        lives = lives or (lambda: self.abort("criu ended and its task lives on", "criu's dump.log says why"))
         gone = partial(self._commit_now, "its task is gone")
         self._verdict = Verdict(self._at.reactor, self._at.clock, root, criu, gone, lives)
 

@@ -85,7 +85,7 @@ def _errors(path: str) -> Iterator[None]:
             hint="the daemon's user must be able to read and write its directory",
         ) from None
     except OSError as error:
-        raise RelayError(f"cannot bind {path}: {error.strerror}") from error
+        raise RelayError(f"cannot bind {path}: {error.strerror}", hint="use another directory") from error
 
 
 @contextlib.contextmanager

@@ -106,9 +106,7 @@ class Credentials:
         try:
             self._context = self._read()
         except Invalid as error:
-            self.log.error(
-                "the certificates of before stay in use: {reason}: {hint}", reason=error.reason, hint=error.hint
-            )
+            self.log.error("the certificates of before stay in use: {reason}", reason=error.line)
         else:
             self.log.info("the certificates were read again")
 

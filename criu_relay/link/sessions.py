@@ -95,7 +95,7 @@ class Sessions:
             self._cancel(found)
             return found, True
         if len(self._sessions) >= SESSIONS:
-            raise Conflict(f"the cache serves {SESSIONS} proxies already")
+            raise Conflict(f"the cache serves {SESSIONS} proxies already", hint="stop those that are not needed")
         made = self._sessions[owner, session] = Session(owner, session, connection=connection)
         return made, False
 

@@ -148,7 +148,7 @@ class LocalConnection(Protocol):
         if self._dropped:
             return
         self._log.warn(
-            "{dialect} client ({who}) dropped: {reason}", dialect=self.dialect, who=self.who, reason=error.reason
+            "{dialect} client ({who}) dropped: {reason}", dialect=self.dialect, who=self.who, reason=error.line
         )
         self.drop(error.reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,11 +18,19 @@ def script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # As dataclasses want it.
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize(("name", "page"), [("make_limits", "limits.md"), ("make_diagrams", "states.md")])
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        ("make_limits", "limits.md"), ("make_diagrams", "states.md"), ("make_errors", "errors.md"),
+        ("make_options", "options.md"),
+    ],
+)  # fmt: skip
 def test_the_page_is_what_the_code_says(name: str, page: str) -> None:
     made = script(name)
     assert (DOCS / page).read_text() == made.page()
@@ -46,3 +55,40 @@ def test_each_limit_has_its_reason() -> None:
             assert len(made.reason(module, name)) > 20, constant
     with pytest.raises(LookupError):
         made.reason("wire.link", "WHAT")
+
+
+def test_every_error_says_what_to_do() -> None:
+    """In the code, or in docs/error_texts.py, which has nothing that is not in the code."""
+    made = script("make_errors")
+    found = made.messages()
+    assert len(found) > 300
+    assert made.silent(found) == []
+    assert set(made.texts.ADVICE) - {one.text for one in found if not one.hint} == set()
+
+
+def test_lines_are_read_out_of_the_code(tmp_path: Path) -> None:
+    made = script("make_errors")
+    source = """
+def f(self, path, error):
+    hint = "make it first"
+    if path:
+        raise NotFound(f"no {path!r} in {len(self.known)}: {error.strerror}, " f"{MAX_NAME} at most", hint=hint)
+    raise item.wrong(f"it is {'here' if path else 'there'}; give another")
+"""
+    known = made.Texts("wire/names")
+    tree = made.ast.parse(source)
+    found = []
+    for scope in made._scopes(tree):
+        known.local = made._assigned(scope)
+        for node in made._own(scope):
+            found += made._message("wire/names", known, node, {"NotFound"})
+    assert [(one.text, one.hint) for one in found] == [
+        ("no PATH in N: REASON, 255 at most", "make it first"),
+        ("--OPTION VALUE: it is here/there", "give another"),
+    ]
+
+
+def test_an_error_of_which_nobody_says_what_to_do_is_noticed() -> None:
+    made = script("make_errors")
+    silent = made.Message("commit/x", "Conflict", "nobody has ever said this")
+    assert made.silent([silent, made.Message("commit/x", "Conflict", "what", "do this")]) == [silent]

@@ -157,7 +157,7 @@ class Commands:
             raise Invalid("offset and length are of an image", hint="name the image")
         for what, value in (("offset", offset), ("length", length)):
             if value is not None and (type(value) is not int or value < 0):
-                raise Invalid(f"{what} {value!r} is not a number of bytes")
+                raise Invalid(f"{what} {value!r} is not a number of bytes", hint="give one from 0")
         what = self._named(check_name(ns, "namespace"), snapshot, name)
         if offset is not None or length is not None:
             what = f"{'the rest' if length is None else f'{length} bytes'} from {offset or 0} on of {what}"

@@ -109,7 +109,7 @@ class KeyChecker:
         try:
             known = authorized_keys(self._path).get(credentials.blob)
         except RelayError as error:
-            self.log.error("manhole: {reason}", reason=error.reason)
+            self.log.error("manhole: {reason}", reason=error.line)
             known = None
         if known is None:
             raise UnauthorizedLogin("the key is not authorized")

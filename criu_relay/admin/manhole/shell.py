@@ -46,7 +46,7 @@ class Interpreter(ManholeInterpreter):
     def excepthook(self, kind: Any, value: BaseException, at: Any) -> None:
         """An exception that nobody caught."""
         if isinstance(value, RelayError):
-            self.write(said(value))
+            self.write(value.line)
         else:
             super().excepthook(kind, value, at)
 
@@ -177,7 +177,7 @@ class Shell(Manhole):
         try:
             self.interpreter.displayhook(question.act())
         except RelayError as error:
-            self._print([said(error)])
+            self._print([error.line])
 
     def _prompt(self) -> None:
         if self._needsNewline():
@@ -229,7 +229,7 @@ class Shell(Manhole):
         if failure.check(TaskStopped):
             return
         error = failure.value
-        self._print([said(error) if isinstance(error, RelayError) else f"failed: {error!r}"])
+        self._print([error.line if isinstance(error, RelayError) else f"failed: {error!r}"])
         self._printed()
 
     def _stop(self) -> None:
@@ -309,8 +309,3 @@ def _common(words: list[str]) -> str:
     """What all of them begin with."""
     letters = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
     return "".join(column[0] for column in letters)
-
-
-def said(error: RelayError) -> str:
-    """An error on one line."""
-    return f"{error.reason}: {error.hint}" if error.hint else error.reason
