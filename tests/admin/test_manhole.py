@@ -198,7 +198,7 @@ class TestPagemap:
         ("show('web', 'none.img')", "namespace web has no image none.img"),
         ("show('web', 'x/y')", '\'x/y\' is neither NAME nor N/NAME: write "pages-1.img", or "2/pages-1.img"'),
         ("discard('web', offset=1)", "offset and length are of an image: name the image"),
-        ("discard('web', 'core-7.img', -1)", "offset -1 is not a number of bytes"),
+        ("discard('web', 'core-7.img', -1)", "offset -1 is not a number of bytes: give one from 0"),
         ("discard('../x')", None),
     ],
 )
