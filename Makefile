@@ -4,6 +4,7 @@
 # make faults    200 random moments of dumps at which daemons, criu and its script are killed and the link is cut
 # make soak      ten minutes of dumps with faults: descriptors and memory must stay flat; ARGS="--seconds 60"
 # make check     ruff, mypy, and the generated protobuf modules against their sources
+# make docs      the documentation as HTML: build/docs/index.html
 # make manual    write the manual pages and completions again
 # make deb       a package for this Debian: build/criu-relay_*.deb
 # make try-deb   install that package in a clean root (debootstrap), run both daemons there, remove it again
@@ -26,10 +27,10 @@ PROTO := $(wildcard proto/criu_relay/wire/*.proto)
 CODE := criu_relay twisted/plugins tests bench docs setup.py scripts/demo
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto $(PROTO)
 
-.PHONY: help demo test bench faults soak check manual deb try-deb proto format clean build/criu
+.PHONY: help demo test bench faults soak check docs manual deb try-deb proto format clean build/criu
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 15
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 16
 
 build/venv/.test build/venv/.dev: build/venv/.%: pyproject.toml setup.py scripts/make-venv
 	@PYTHON='$(PYTHON)' scripts/make-venv build/venv $*
@@ -74,6 +75,10 @@ deb: build/venv/.test
 
 try-deb: deb
 	@scripts/try-deb build/criu-relay_*.deb
+
+docs: build/venv/.dev
+	$(BIN)/python -m sphinx -b html -q -W --keep-going --fresh-env -j auto docs build/docs
+	@echo "docs: build/docs/index.html"
 
 proto: build/venv/.dev
 	$(PROTOC) --python_out=. --pyi_out=.

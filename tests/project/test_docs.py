@@ -1,4 +1,4 @@
-"""What the pages say is so: their links lead somewhere, their options exist, the README's migration works."""
+"""What the pages say is so: their links lead somewhere, their options exist, their commands work."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_lines_of_the_pages_have_no_trailing_blanks() -> None:
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A short path, as CRIU's sockets lie in it; whatever runs there is ended."""
-    with tempfile.TemporaryDirectory(prefix="readme-", dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="docs-", dir="/tmp") as name:
         try:
             yield Path(name)
         finally:
@@ -57,9 +57,10 @@ def place() -> Iterator[Path]:
                 os.kill(pid, signal.SIGKILL)
 
 
-def scripts() -> list[str]:
-    """The commands of the README: one machine, two machines."""
-    return re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def script_of(page: str) -> str:
+    """The commands of a page."""
+    (script,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    return script
 
 
 def environment(place: Path, *programs: Path) -> dict[str, str]:
@@ -73,9 +74,9 @@ def environment(place: Path, *programs: Path) -> dict[str, str]:
     }
 
 
-def test_two_machines_of_the_readme(place: Path) -> None:
+def test_two_hosts(place: Path) -> None:
     """Both on this one, with a copy that stays here; node A knows node B as localhost."""
-    _, script = scripts()
+    script = script_of("hosts.md")
     port = free_port()
     for there, here in {
         "/run/a": f"{place}/a",
@@ -110,9 +111,9 @@ def test_two_machines_of_the_readme(place: Path) -> None:
 
 
 @pytest.mark.needs_criu
-def test_migration_of_the_readme(place: Path) -> None:
+def test_the_first_migration(place: Path) -> None:
     """The commands as they stand there, but with directories and a port of their own."""
-    script, _ = scripts()
+    script = script_of("start.md")
     port = free_port()
     for there, here in {
         "/run/a": f"{place}/a",

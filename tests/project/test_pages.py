@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -92,3 +93,16 @@ def test_an_error_of_which_nobody_says_what_to_do_is_noticed() -> None:
     made = script("make_errors")
     silent = made.Message("commit/x", "Conflict", "nobody has ever said this")
     assert made.silent([silent, made.Message("commit/x", "Conflict", "what", "do this")]) == [silent]
+
+
+def quoted(page: Path) -> list[str]:
+    """The lines of the program that a page has, in the first column of its tables."""
+    rows = re.findall(r"^\| (.*?) \| ", page.read_text(), re.MULTILINE)
+    return [row.strip("`") for row in rows if row.startswith("`") and row.endswith("`") and row.count("`") == 2]
+
+
+def test_troubleshooting_has_the_lines_as_they_are_printed() -> None:
+    printed = {one.text for one in script("make_errors").messages()}
+    lines = quoted(DOCS / "troubleshooting.md")
+    assert len(lines) > 30
+    assert [line for line in lines if line not in printed] == []
