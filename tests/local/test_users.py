@@ -26,13 +26,13 @@ except PermissionError:
     print("no permission")
     sys.exit()
 # A request of the stream dialect; nobody dumps, so that one who may come in waits.
-client.sendall(b"\\x0f\\0\\0\\0\\x0a\\x0dinventory.img")
-client.settimeout(0.5)
 try:
+    client.sendall(b"\\x0f\\0\\0\\0\\x0a\\x0dinventory.img")
+    client.settimeout(0.5)
     print("closed" if client.recv(1) == b"" else "answered")
 except TimeoutError:
     print("waits")
-except ConnectionResetError:
+except (BrokenPipeError, ConnectionResetError):
     print("closed")
 """
 
