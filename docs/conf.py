@@ -24,7 +24,7 @@ exclude_patterns = ["man"]
 html_theme = "alabaster"
 html_theme_options = {
     "description": "Moves running processes from one Linux machine to another through memory",
-    "page_width": "1200px",
+    "page_width": "1300px",
     "sidebar_width": "260px",
     "font_family": "sans-serif",
     "head_font_family": "sans-serif",
@@ -37,7 +37,8 @@ html_copy_source = False
 html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
 myst_heading_anchors = 3
 myst_fence_as_directive = {"mermaid"}
-suppress_warnings: list[str] = []
+# Quotes belong to what is typed.
+smartquotes = False
 
 
 class Mermaid(SphinxDirective):
