@@ -24,7 +24,7 @@ exclude_patterns = ["man"]
 html_theme = "alabaster"
 html_theme_options = {
     "description": "Moves running processes from one Linux machine to another through memory",
-    "page_width": "1300px",
+    "page_width": "1200px",
     "sidebar_width": "260px",
     "font_family": "sans-serif",
     "head_font_family": "sans-serif",
