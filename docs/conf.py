@@ -37,7 +37,8 @@ html_copy_source = False
 html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
 myst_heading_anchors = 3
 myst_fence_as_directive = {"mermaid"}
-suppress_warnings: list[str] = []
+# Quotes belong to what is typed.
+smartquotes = False
 
 
 class Mermaid(SphinxDirective):
