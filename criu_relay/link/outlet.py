@@ -119,9 +119,13 @@ class LinkOutlet:
         self._error = ""
 
     @property
-    def session(self) -> bytes:
-        """What the next hello says: 16 bytes."""
-        return self._sent.session
+    def session(self) -> bytes | None:
+        """What the next hello says: 16 bytes; None: nothing can go on over another link."""
+        return self._sent.session if self._resumes else None
+
+    @property
+    def _resumes(self) -> bool:
+        return bool(self._patience and self.window.limit)
 
     # IOutlet
 
@@ -251,7 +255,7 @@ class LinkOutlet:
         self._counters.failed(f"link to {connection.describe()}", reason.cause, reason.reason)
         lost = reason if isinstance(reason, LinkLost) else LinkEnded(reason.reason)
         self._error = lost.reason
-        if isinstance(lost, LinkEnded) or not (self._patience and self.window.limit):
+        if isinstance(lost, LinkEnded) or not self._resumes:
             self._give_up(lost)
         elif any(not outgoing.held for outgoing in self._migrations.values()):
             self.log.warn("waiting up to {seconds:.0f} s for the link to be made again", seconds=self._patience)

@@ -207,7 +207,7 @@ class Receiver:
         self._counters.add("links_lost")
         self._counters.failed(f"link to {connection.describe()}", reason.cause, reason.reason)
         if session.connection is connection:
-            for_good = isinstance(reason, LinkEnded) or not isinstance(reason, LinkLost)
+            for_good = not connection.session or isinstance(reason, LinkEnded) or not isinstance(reason, LinkLost)
             self._sessions.unlinked(session, reason.reason, for_good)
 
     def _ended(self, session: Session, reason: str) -> None:

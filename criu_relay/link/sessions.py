@@ -35,7 +35,7 @@ class Migration:
 class Session:
     """One run of a proxy, as far as this cache can go on with it.
 
-    @ivar id: the 16 bytes that it says in its hello; empty: it cannot go on over another link.
+    @ivar id: the 16 bytes that it says in its hello; drawn here for one that cannot go on over another link.
     @ivar frames: counted frames that were handled.
     @ivar partial: payload bytes taken of the next one.
     @ivar charged: the cost of the next one was taken off its migration's credit.
@@ -102,7 +102,7 @@ class Sessions:
     def unlinked(self, session: Session, reason: str, for_good: bool) -> None:
         """Its link is gone."""
         session.connection = None
-        if for_good or not self._patience or not session.id:
+        if for_good or not self._patience:
             self.end(session, reason)
         else:
             lost = f"{reason}, and it was not made again in {self._patience:.0f} s"

@@ -147,6 +147,14 @@ def test_without_a_window_nothing_can_be_sent_again() -> None:
     assert states(loop) == [State.ABORTED], "the cache is told when there is a link again"
 
 
+def test_a_proxy_without_a_session_is_not_waited_for() -> None:
+    """With --link-fd or --window 0 it says none: what is open at the cache is over with its link."""
+    loop, _ = begun(window=0)
+    assert loop.outlet.session is None
+    loop.disconnect()
+    assert states(loop) == [State.ABORTED]
+
+
 def test_a_cache_that_was_started_again_has_lost_it() -> None:
     loop, session = begun()
     loop.disconnect()
