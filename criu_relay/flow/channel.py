@@ -48,6 +48,9 @@ class Channel(Protocol):
     def wake(self) -> None:
         """The user has a frame to be sent."""
 
+    def look(self) -> None:
+        """Take what has come, however little it is."""
+
     def stop_reading(self) -> None:
         """What the peer still sends is not wanted any more."""
 
@@ -70,6 +73,7 @@ class SocketChannel:
         self._writer = SocketFrameWriter(transport, user, user.ended)
         self._reader = SocketFrameReader(reactor, connection, user, user.turn_ended, user.ended)
         self.wake: Callable[[], None] = self._writer.wake
+        self.look: Callable[[], None] = self._reader.look
         self.stop_reading: Callable[[], None] = self._reader.stop
 
     @property
@@ -110,6 +114,9 @@ class TransportChannel:
     def start(self) -> None:
         """See L{Channel.start}."""
         self._user.secured()
+
+    def look(self) -> None:
+        """See L{Channel.look}: nothing waits."""
 
     def stop_reading(self) -> None:
         """See L{Channel.stop_reading}: the user drops what comes."""

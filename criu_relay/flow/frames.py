@@ -31,8 +31,16 @@ COPIED_PAYLOAD = 16 << 10
 GATHERED = 64 << 10
 """Small frames are gathered up to about this before they are sent."""
 
+LOW_WATER = 512 << 10
+"""Bytes of a payload that are waited for before they are taken: taking them as they come would be three turns of the
+reactor a MiB instead of one or two. The kernel says of less than that when it has no room for more (SO_RCVLOWAT,
+socket(7)); so does L{SocketFrameReader.look}."""
+
 STOLEN = "somebody else reads the pipe of an image"
 """What was offered out of a pipe is not there: the link breaks, because the frame's length is told already."""
+
+TCP = (socket.AF_INET, socket.AF_INET6)
+"""Families of a link over a network."""
 
 KEEPALIVE_SECONDS = 3
 """A link that is idle for so long is probed by the kernel, and again this often: a dead host is found within 10 s."""
@@ -132,6 +140,8 @@ class FrameSource(Protocol):
 class FrameTarget(Protocol):
     """Where received bytes go: a L{criu_relay.wire.link.FrameReader}."""
 
+    @property
+    def awaited(self) -> int: ...
     def buffers(self) -> list[memoryview]: ...
     def received(self, count: int) -> None: ...
     def feed(self, data: bytes) -> None: ...
@@ -317,6 +327,8 @@ class SocketFrameReader:
         self._turn_ended = turn_ended
         self._ended = ended
         self._way = Way(LINK, recvmsg_into, recv_into)
+        self._waits = connection.family in TCP
+        self._low = 1
 
     @property
     def path(self) -> str:
@@ -359,6 +371,18 @@ class SocketFrameReader:
             return
         self._target.received(count)
         self._turn_ended()
+        self._wait_for(self._target.awaited)
+
+    def look(self) -> None:
+        """Take what has come, however little it is."""
+        self._wait_for(1)
+
+    def _wait_for(self, count: int) -> None:
+        """The reactor calls us when so many bytes have come, or enough."""
+        low = max(1, min(count, LOW_WATER))
+        if self._waits and low != self._low and self._socket.fileno() >= 0:
+            self._low = low
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor gave the descriptor up."""
@@ -383,7 +407,7 @@ def tune(connection: socket.socket, user_timeout: float = USER_TIMEOUT) -> None:
 
     @param user_timeout: seconds that sent data may go unacknowledged by the peer's kernel.
     """
-    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+    if connection.family not in TCP:
         return
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -109,8 +109,10 @@ class DescriptorSource:
             self._enlarged = True
             enlarge(self._fd)
         if self._passing is not None and waiting:
-            self.pauseProducing()
+            self._paused = True
             self._passing.offer(self._fd, min(waiting, most))
+            if self._paused:
+                self.pauseProducing()
             return 0
         room = self._sink.reserve(min(max(waiting, 1), most))
         if room is None:

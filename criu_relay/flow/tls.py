@@ -179,6 +179,9 @@ class TlsChannel:
         if self._open:
             self._reactor.addWriter(self)
 
+    def look(self) -> None:
+        """See L{Channel.look}: nothing waits."""
+
     def stop_reading(self) -> None:
         """See L{Channel.stop_reading}."""
         self._reading = False

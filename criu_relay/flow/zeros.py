@@ -35,7 +35,6 @@ def rows(view: memoryview) -> numpy.ndarray:
 
 def hash_zeros(hasher: Any, count: int) -> None:
     """Update a hash with `count` zeros."""
-    while count:
-        part = min(count, len(ZEROS))
-        hasher.update(ZEROS[:part])
-        count -= part
+    while count > 0:
+        hasher.update(ZEROS[:count])
+        count -= len(ZEROS)

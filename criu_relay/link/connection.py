@@ -108,7 +108,7 @@ class LinkConnection(TwistedProtocol):
         self.peer_name = ""
         self.since = 0.0
         self.payload_bytes = 0
-        self._liveness = Liveness(clock, self.send, self._silent_for_long)
+        self._liveness = Liveness(clock, self._ping, self._silent_for_long)
         self._channel: Channel
 
     @property
@@ -172,6 +172,11 @@ class LinkConnection(TwistedProtocol):
     def buffers(self) -> list[memoryview]:
         """See L{wire.FrameReader.buffers}."""
         return self._reader.buffers()
+
+    @property
+    def awaited(self) -> int:
+        """See L{wire.FrameReader.awaited}."""
+        return self._reader.awaited
 
     def feed(self, data: bytes) -> None:
         """Bytes from a transport."""
@@ -326,6 +331,10 @@ class LinkConnection(TwistedProtocol):
         if self.machine.state is State.SECURING:
             self.refuse(ProtocolError(f"the peer did not finish the TLS handshake in {GREETING_SECONDS:.0f} s"))
         self.fail(ProtocolError(f"the peer did not say hello in {GREETING_SECONDS:.0f} s"))
+
+    def _ping(self, frame: Frame) -> None:
+        self._channel.look()
+        self.send(frame)
 
     def _silent_for_long(self) -> None:
         self._lost(f"the peer was silent for {SILENT_SECONDS:.0f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -131,30 +132,33 @@ class Image:
 
         @raise OutOfMemory: the budget is used up.
         """
-        counts, size = [], self.size
-        for count in runs:
-            counts.append(pages_of(size + count) - pages_of(size))
-            size += count
-        zeros = sum(counts[1::2])
+        ends = [pages_of(end) for end in itertools.accumulate(runs, initial=self.size)]
+        zeros = sum(runs[1::2]) // PAGE
         if zeros:
             self._secure(ENTRY * (zeros + self._ahead))
-        for index, count in enumerate(runs):
-            if index % 2:
-                hash_zeros(self._hash, count)
-            elif count:
-                self._hash.update(self._room[:count])
-                self._room = self._room[count:]
-        begun = sum(counts)
+        self._update_hash(runs)
+        begun = ends[-1] - ends[0]
         if begun:
             self._note(begun)
             if zeros:
-                self.table.extend(self._next, counts)
+                self.table.extend(self._next, numpy.diff(ends))
             else:
                 self.table.hold(self._next, begun)
             self.pool.pages.own(self._next, begun - zeros)
             self._next += begun - zeros
             self._ahead -= begun - zeros
-        self.size = size
+        self.size += sum(runs)
+
+    def _update_hash(self, runs: Sequence[int]) -> None:
+        """The room that was filled is used up."""
+        room, update, at = self._room, self._hash.update, 0
+        for index, count in enumerate(runs):
+            if index % 2:
+                hash_zeros(self._hash, count)
+            elif count:
+                update(room[at : at + count])
+                at += count
+        self._room = room[at:]
 
     def finish(self, size: int, digest: bytes | None) -> None:
         """The end was seen.

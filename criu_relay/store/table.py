@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Sequence
 
 import numpy
 
@@ -56,7 +55,7 @@ class PageTable:
 
     def hold(self, number: int, count: int) -> None:
         """The next `count` pages are these of the arena."""
-        self._entries.extend(range(number, number + count))
+        self._entries.frombytes(numpy.arange(number, number + count, dtype=numpy.uint64).tobytes())
         self.pages[Kind.HELD] += count
 
     def fill(self, kind: Kind, count: int) -> None:
@@ -64,7 +63,7 @@ class PageTable:
         self._entries.extend(array("Q", [entry(kind)]) * count)
         self.pages[kind] += count
 
-    def extend(self, number: int, counts: Sequence[int]) -> None:
+    def extend(self, number: int, counts: numpy.ndarray) -> None:
         """The next pages are held and zeros in turn, C{counts} of them; those that are held are the arena's from
         C{number} on."""
         zero = numpy.repeat(numpy.arange(len(counts)) % 2 == 1, counts)

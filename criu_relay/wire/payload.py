@@ -6,9 +6,9 @@ Payload goes straight into the memory that it is for: L{PayloadReader.buffers} s
 from __future__ import annotations
 
 import abc
-import contextlib
-from collections.abc import Iterator
-from typing import Protocol
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from criu_relay.errors import ProtocolError
 from criu_relay.wire.framing import LENGTH, checked_length
@@ -31,6 +31,31 @@ class PayloadSink(Protocol):
 
     def done(self) -> None:
         """The payload is all there. Called once; not when the connection breaks first."""
+
+
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+def _guarded(step: Callable[Concatenate[PayloadReader, P], R]) -> Callable[Concatenate[PayloadReader, P], R]:
+    """Raise what was raised before, remember what is raised now, and refuse to be entered twice."""
+
+    @functools.wraps(step)
+    def guarded(self: PayloadReader, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._error is not None:
+            raise self._error
+        if self._busy:
+            raise RuntimeError("the reader is already reading")
+        self._busy = True
+        try:
+            return step(self, *args, **kwargs)
+        except Exception as error:
+            self._error = error
+            raise
+        finally:
+            self._busy = False
+
+    return guarded
 
 
 class PayloadReader(abc.ABC):
@@ -75,16 +100,15 @@ class PayloadReader(abc.ABC):
             self.feed(b"")
             if self._kept:
                 return []
-        with self._guard():
-            return self._buffers()
+        return self._buffers()
 
+    @_guarded
     def received(self, count: int) -> None:
         """C{count} bytes were put into what L{buffers} gave last.
 
         @raise ProtocolError: the peer is wrong.
         """
-        with self._guard():
-            self._received(count)
+        self._received(count)
 
     def feed(self, data: bytes) -> None:
         """Take received bytes, for callers that have them already.
@@ -93,48 +117,40 @@ class PayloadReader(abc.ABC):
 
         @raise ProtocolError: the peer is wrong.
         """
-        if self._busy and not data:
-            return
-        with self._guard():
-            if self._kept:
-                self._kept += data
-                data, self._kept = bytes(self._kept), bytearray()
-            left = memoryview(data)
-            while True:
-                buffers = self._buffers()
-                if not left or not buffers:
-                    break
-                count = 0
-                for buffer in buffers:
-                    part = left[count : count + len(buffer)]
-                    buffer[: len(part)] = part
-                    count += len(part)
-                self._received(count)
-                left = left[count:]
-            self._kept += left
+        if not self._busy or data:
+            self._feed(data)
+
+    @_guarded
+    def _feed(self, data: bytes) -> None:
+        if self._kept:
+            self._kept += data
+            data, self._kept = bytes(self._kept), bytearray()
+        left = memoryview(data)
+        while left and (buffers := self._offer()):
+            count = 0
+            for buffer in buffers:
+                part = left[count : count + len(buffer)]
+                buffer[: len(part)] = part
+                count += len(part)
+            self._received(count)
+            left = left[count:]
+        self._kept += left
+
+    @property
+    def awaited(self) -> int:
+        """Bytes of a payload that are still to come; 0: a header is next."""
+        return self._remaining
 
     @property
     def stalled(self) -> bool:
         """Bytes wait for room in a sink."""
         return bool(self._kept) or (self._remaining > 0 and self._end > self._start)
 
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Raise what was raised before, remember what is raised now, and refuse to be entered twice."""
-        if self._error is not None:
-            raise self._error
-        if self._busy:
-            raise RuntimeError("the reader is already reading")
-        self._busy = True
-        try:
-            yield
-        except Exception as error:
-            self._error = error
-            raise
-        finally:
-            self._busy = False
-
+    @_guarded
     def _buffers(self) -> list[memoryview]:
+        return self._offer()
+
+    def _offer(self) -> list[memoryview]:
         self._offered = 0
         self._handle()
         if self._remaining and self._end > self._start:
