@@ -25,6 +25,10 @@ SETTLE = 0.1
 """Seconds between two looks at memory that is on its way back: when they see the same, it has come."""
 
 
+IMAGE = -1
+"""As much --warm memory as the large image takes: the references' memory has its pages too."""
+
+
 class Dump(Protocol):
     """A client of the proxy."""
 
@@ -227,16 +231,17 @@ def relay(
     cache: Sequence[str] = (),
     dialect: str = "stream",
     copy: bool = True,
-    warm: int | None = None,
+    warm: int | None = IMAGE,
 ) -> Iterator[Measured]:
     """Start a proxy and a cache with these options; their logs are shown when something fails.
 
     @param copy: what is dumped lives on.
-    @param warm: bytes of memory that the cache keeps ready; by default one image, as the references do.
+    @param warm: bytes of memory that the cache keeps ready; None: as it does when nothing is said.
     """
     started = Relay(Path(tempfile.mkdtemp(prefix="logs-", dir=stage.folder)))
     try:
-        started.start_cache("--warm", str(stage.plan.size if warm is None else warm), *cache)
+        kept = stage.plan.size if warm == IMAGE else warm
+        started.start_cache(*([] if kept is None else ["--warm", str(kept)]), *cache)
         started.start_proxy(*proxy)
         started.linked()
         ours = Measured(stage, started, dialect, copy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.measure import Row
-from bench.rows import criu, fairness, memory, sharing, small, transfer
+from bench.rows import criu, dedup, fairness, memory, release, sharing, small, transfer
 from bench.stage import Stage
 
 ROWS: dict[str, Callable[[Stage], list[Row]]] = {
@@ -22,6 +22,9 @@ ROWS: dict[str, Callable[[Stage], list[Row]]] = {
     "handshakes": fairness.handshakes,
     "rate": sharing.rate,
     "share": sharing.share,
+    "zero": dedup.zero,
+    "pages": dedup.pages,
     "flat-memory": memory.flat_memory,
     "criu-1g": criu.criu_1g,
+    "release-peak": release.release_peak,
 }
