@@ -69,7 +69,7 @@ class Measured:
         self.dialect = dialect
         self.pids = {"proxy": relay.proxy.pid, "cache": relay.cache.pid}
         self._copy = copy
-        self._namespaces = 0
+        self._namespaces = self._directories = 0
         self.attach()
 
     def attach(self) -> None:
@@ -82,6 +82,14 @@ class Measured:
         dumped = common | {"directory": str(self.source), "dialect": self.dialect, "copy": self._copy}
         self._call("proxy", "POST", "/v1/attachments", dumped)
         self._call("cache", "POST", "/v1/attachments", common | {"directory": str(self.target), "dialect": "stream"})
+
+    def restoring(self, dialect: str) -> Path:
+        """One more directory where the namespace can be restored from."""
+        self._directories += 1
+        made = self.relay.directory(f"b/{self.namespace}-{self._directories}")
+        body = {"namespace": self.namespace, "directory": str(made), "dialect": dialect}
+        self._call("cache", "POST", "/v1/attachments", body)
+        return made
 
     def _call(self, role: str, method: str, path: str, body: Any = None) -> None:
         status, answer = self.relay.at(role).request(method, path, body, timeout=PATIENCE)
