@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
@@ -27,6 +28,10 @@ SETTLE = 0.1
 
 IMAGE = -1
 """As much --warm memory as the large image takes: the references' memory has its pages too."""
+
+
+_numbers = itertools.count(1)
+"""Daemons may be shared, and know no name twice."""
 
 
 class Dump(Protocol):
@@ -69,13 +74,11 @@ class Measured:
         self.dialect = dialect
         self.pids = {"proxy": relay.proxy.pid, "cache": relay.cache.pid}
         self._copy = copy
-        self._namespaces = self._directories = 0
         self.attach()
 
     def attach(self) -> None:
         """A namespace that is new, with directories of its own: a restore of it waits until it is dumped."""
-        self._namespaces += 1
-        self.namespace = f"bench-{self._namespaces}"
+        self.namespace = f"bench-{next(_numbers)}"
         self.source = self.relay.directory(f"a/{self.namespace}")
         self.target = self.relay.directory(f"b/{self.namespace}")
         common = {"namespace": self.namespace}
@@ -85,8 +88,7 @@ class Measured:
 
     def restoring(self, dialect: str) -> Path:
         """One more directory where the namespace can be restored from."""
-        self._directories += 1
-        made = self.relay.directory(f"b/{self.namespace}-{self._directories}")
+        made = self.relay.directory(f"b/{self.namespace}-{next(_numbers)}")
         body = {"namespace": self.namespace, "directory": str(made), "dialect": dialect}
         self._call("cache", "POST", "/v1/attachments", body)
         return made
@@ -241,22 +243,37 @@ def relay(
     copy: bool = True,
     warm: int | None = IMAGE,
 ) -> Iterator[Measured]:
-    """Start a proxy and a cache with these options; their logs are shown when something fails.
+    """A proxy and a cache with these options; their logs are shown when something fails.
 
     @param copy: what is dumped lives on.
     @param warm: bytes of memory that the cache keeps ready; None: as it does when nothing is said.
     """
-    started = Relay(Path(tempfile.mkdtemp(prefix="logs-", dir=stage.folder)))
+    kept = stage.plan.size if warm == IMAGE else warm
+    options = (tuple(proxy), (*([] if kept is None else ["--warm", str(kept)]), *cache))
+    started = stage.kept.pop(options, None) or _started(stage, *options)
     try:
-        kept = stage.plan.size if warm == IMAGE else warm
-        started.start_cache(*([] if kept is None else ["--warm", str(kept)]), *cache)
-        started.start_proxy(*proxy)
-        started.linked()
         ours = Measured(stage, started, dialect, copy)
         ours.settle()
         yield ours
     except BaseException:
         print(started.report(), file=sys.stderr)
-        raise
-    finally:
         started.close()
+        raise
+    if stage.plan.shared:
+        stage.kept[options] = started
+    else:
+        started.close()
+
+
+def _started(stage: Stage, proxy: Sequence[str], cache: Sequence[str]) -> Relay:
+    """Daemons that are linked."""
+    started = Relay(Path(tempfile.mkdtemp(prefix="logs-", dir=stage.folder)))
+    try:
+        started.start_cache(*cache, ready=False)
+        started.start_proxy(*proxy)
+        started.linked()
+    except BaseException:
+        print(started.report(), file=sys.stderr)
+        started.close()
+        raise
+    return started

@@ -129,22 +129,23 @@ def _idle(ours: Measured, sockets: Sequence[str]) -> Iterator[None]:
     until(lambda: descriptors() < IDLE_CLIENTS, PATIENCE, "the clients are gone")
 
 
-def allow_descriptors(count: int) -> None:
-    """For ourselves and the daemons that are started from now on.
+def allow_descriptors(ours: Measured, count: int) -> None:
+    """For ourselves and the daemons.
 
     @raise Skipped: the system does not allow so many.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < count:
-        raise Skipped(f"a process may have {hard} descriptors, {count} are needed")
-    if soft != resource.RLIM_INFINITY and soft < count:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    for pid in (0, *ours.pids.values()):
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < count:
+            raise Skipped(f"a process may have {hard} descriptors, {count} are needed")
+        if soft != resource.RLIM_INFINITY and soft < count:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, hard))
 
 
 def fair_idle(stage: Stage) -> list[Row]:
     """A transfer beside clients that do nothing, and without them."""
-    allow_descriptors(DESCRIPTORS)
     with relay(stage) as ours:
+        allow_descriptors(ours, DESCRIPTORS)
         sockets = []
         for _ in range(IDLE_SOCKETS):
             ours.attach()
