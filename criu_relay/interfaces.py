@@ -123,8 +123,13 @@ class IGrowing(Interface):
     def written(count: int) -> None:
         """The first `count` bytes of what is left of the room reserved last are filled."""
 
-    def zeros(count: int) -> None:
-        """The next `count` bytes are zeros: whole pages of 4096 bytes, from a multiple of 4096 on."""
+    def grow(runs: Sequence[int]) -> None:
+        """The next bytes: of the room reserved last, zeros, of the room, ..., so many each.
+
+        Zeros are whole pages of 4096 bytes, from a multiple of 4096 on.
+
+        @raise RelayError: there is no memory for it, and there will be none.
+        """
 
 
 class IOpenedImage(Interface):

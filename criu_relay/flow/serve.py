@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFDSet, IWriteDescriptor
 from twisted.python.failure import Failure
@@ -15,6 +16,7 @@ from zope.interface import implementer
 
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge
+from criu_relay.flow.vectors import vmsplice, writev
 from criu_relay.flow.ways import CRIU, Way, sendfile
 
 PIPE_BYTES_PER_TURN = 1 << 20
@@ -23,6 +25,13 @@ PIPE_BYTES_PER_TURN = 1 << 20
 SOCKET_BYTES_PER_SEND = 256 << 10
 """Measured best for send(2) of mapped memory to a unix socket."""
 
+
+GATHERED_BELOW = 64 << 10
+"""Bytes of a run that is smaller go with the runs that follow in one system call: each of many small runs in one of its
+own takes several times as long."""
+
+BY_REFERENCE = (sendfile, vmsplice)
+"""Ways after which the pipe refers to the memory itself."""
 
 PENDING_SKIPS = 1024
 """Ranges that a reader may ask to skip ahead of where it is: bounds what it can make us remember."""
@@ -52,6 +61,9 @@ class Readable(Protocol):
 
     def piece(self, offset: int) -> Piece:
         """The run of bytes from `offset` on."""
+
+    def runs(self, offset: int, most: int) -> numpy.ndarray:
+        """At most `most` bytes from `offset` on where they lie in memory, as far as they do: see L{vectors}."""
 
     def passed(self, offset: int, count: int) -> None:
         """These bytes were passed on by reference: a pipe may refer to their memory."""
@@ -83,6 +95,7 @@ class ImageServer:
         os.set_blocking(self._fd, False)
         self._pipe = stat.S_ISFIFO(os.fstat(self._fd).st_mode)
         self._way = Way(CRIU, sendfile if self._pipe else write, write)
+        self._gather = Way(CRIU, vmsplice if self._pipe else writev, writev)
         self._written = 0
         self._skips: deque[tuple[int, int]] = deque()
         self.position = 0
@@ -166,9 +179,13 @@ class ImageServer:
         self._image.moved(self.position)
 
     def _send(self, piece: Piece, most: int) -> int:
-        count = min(piece.length, most if self._pipe else min(most, SOCKET_BYTES_PER_SEND))
-        sent = self._way(self._fd, piece, 0, count)
-        if self._way.step is sendfile:
+        if not self._pipe:
+            most = min(most, SOCKET_BYTES_PER_SEND)
+        if piece.length < min(most, GATHERED_BELOW) and len(runs := self._image.runs(self.position, most)):
+            sent, step = self._gather(self._fd, runs), self._gather.step
+        else:
+            sent, step = self._way(self._fd, piece, 0, min(piece.length, most)), self._way.step
+        if step in BY_REFERENCE:
             self._image.passed(self.position, sent)
         return sent
 

@@ -61,6 +61,7 @@ class ExtentSink(Taking):
         self._migration = migration
         self._image = image
         self._runs = deque(runs)
+        self._left = self._runs.popleft()
         self._dropping = memoryview(b"")
 
     def room(self, remaining: int) -> memoryview | None:
@@ -76,29 +77,30 @@ class ExtentSink(Taking):
     def filled(self, count: int) -> None:
         """See L{wire.PayloadSink}."""
         super().filled(count)
-        self._take_zeros()
-        while count and not self._dropping:
-            part = min(count, self._runs[0])
-            self._image.written(part)
-            self._runs[0] -= part
-            count -= part
-            if count:
-                self._take_zeros()
+        self._grow(count)
 
     def done(self) -> None:
         """All of it has come."""
-        self._take_zeros()
+        self._grow(0, last=True)
         super().done()
 
-    def _take_zeros(self) -> None:
-        """Those that come next, but not before what is behind them: should the link break, the next goes on there."""
-        try:
-            while self._runs and not self._runs[0] and not self._dropping:
-                self._runs.popleft()
-                if self._runs:
-                    self._image.zeros(self._runs.popleft())
-        except RelayError as error:
-            self._drop(error, wire.MAX_PAYLOAD)
+    def _grow(self, count: int, last: bool = False) -> None:
+        """So many bytes more have come. Zeros are taken with what is behind them: should the link break before that
+        comes, the next link goes on in front of them."""
+        grown = [min(count, self._left)]
+        self._left -= grown[0]
+        count -= grown[0]
+        while self._runs and not self._left and (count or last):
+            zeros, self._left = self._runs.popleft(), self._runs.popleft() if self._runs else 0
+            part = min(count, self._left)
+            grown += [zeros, part]
+            self._left -= part
+            count -= part
+        if any(grown) and not self._dropping:
+            try:
+                self._image.grow(grown)
+            except RelayError as error:
+                self._drop(error, wire.MAX_PAYLOAD)
 
     def _drop(self, error: RelayError, remaining: int) -> None:
         self._receiver.refuse(self._session, self._migration, error)

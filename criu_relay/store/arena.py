@@ -65,6 +65,7 @@ class Region:
     """A memfd, mapped once.
 
     @ivar first: the number of its first page.
+    @ivar address: where it is mapped.
     """
 
     def __init__(self, first: int, size: int) -> None:
@@ -78,6 +79,7 @@ class Region:
             os.close(self.fd)
             raise
         self.view = memoryview(self.map)
+        self.address = int(numpy.frombuffer(self.map, numpy.uint8).ctypes.data)
 
     def close(self) -> None:
         """Unmap and close; every view handed out must be gone."""
@@ -204,6 +206,12 @@ class Arena:
         region = self._regions[number * SMALLEST // self._region_size]
         start = (number - region.first) * SMALLEST
         return region.view[start : start + count * SMALLEST]
+
+    def addresses(self, numbers: numpy.ndarray) -> numpy.ndarray:
+        """Where pages are mapped."""
+        regions, places = numpy.divmod(numbers, self._region_size // SMALLEST)
+        bases = numpy.array([region.address for region in self._regions], numpy.int64)
+        return bases[regions] + places * SMALLEST
 
     def parts(self, number: int, count: int) -> Iterator[tuple[int, int]]:
         """`count` pages from `number` on as those that lie in one memfd: the first, and how many."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy
@@ -9,6 +10,7 @@ import xxhash
 from zope.interface import implementer
 
 from criu_relay.errors import Aborted, Conflict, OutOfMemory, ProtocolError
+from criu_relay.flow.vectors import vectors
 from criu_relay.flow.zeros import PAGE, hash_zeros, zero_rows
 from criu_relay.interfaces import IGrowing, Room
 from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, class_of
@@ -21,6 +23,9 @@ from criu_relay.store.table import ENTRY, RUN, Kind, PageTable, entry, kinds, nu
 GENEROUS = 16
 """An image takes more than it needs now (which saves extents, and pieces of one are served at once) as long as that is
 less than this part of what the budget has left."""
+
+_MAPPED = numpy.array([kind in (Kind.HELD, Kind.ZERO, Kind.SUPERSEDED) for kind in Kind])
+"""By kind: whether such pages can be read where they are mapped."""
 
 GONE = {Kind.RELEASED: "given back as they were read", Kind.DISCARDED: "discarded"}
 """Why bytes of a kind cannot be read."""
@@ -120,27 +125,38 @@ class Image:
 
     def written(self, count: int) -> None:
         """The first `count` bytes of what is left of the room reserved last are filled."""
-        self._hash.update(self._room[:count])
-        self._room = self._room[count:]
-        begun = pages_of(self.size + count) - len(self.table)
-        if begun:
-            self._note(begun)
-            self.table.hold(self._next, begun)
-            self.pool.pages.own(self._next, begun)
-            self._next += begun
-            self._ahead -= begun
-        self.size += count
+        self.grow([count])
 
-    def zeros(self, count: int) -> None:
-        """The next `count` bytes are zeros; whole pages, from the beginning of a page on.
+    def grow(self, runs: Sequence[int]) -> None:
+        """The next bytes: of the room reserved last, zeros, of the room, ..., so many each. Zeros are whole pages, from
+        the beginning of a page on.
 
         @raise OutOfMemory: the budget is used up.
         """
-        hash_zeros(self._hash, count)
-        self._secure(ENTRY * (count // PAGE + self._ahead))
-        self._note(count // PAGE)
-        self.table.fill(Kind.ZERO, count // PAGE)
-        self.size += count
+        counts, size = [], self.size
+        for count in runs:
+            counts.append(pages_of(size + count) - pages_of(size))
+            size += count
+        zeros = sum(counts[1::2])
+        if zeros:
+            self._secure(ENTRY * (zeros + self._ahead))
+        for index, count in enumerate(runs):
+            if index % 2:
+                hash_zeros(self._hash, count)
+            elif count:
+                self._hash.update(self._room[:count])
+                self._room = self._room[count:]
+        begun = sum(counts)
+        if begun:
+            self._note(begun)
+            if zeros:
+                self.table.extend(self._next, counts)
+            else:
+                self.table.hold(self._next, begun)
+            self.pool.pages.own(self._next, begun - zeros)
+            self._next += begun - zeros
+            self._ahead -= begun - zeros
+        self.size = size
 
     def finish(self, size: int, digest: bytes | None) -> None:
         """The end was seen.
@@ -296,16 +312,34 @@ class Image:
             raise Conflict(f"image {self.name}: the bytes at {offset} were {GONE[kind]}")
         skip = offset % PAGE
         view: memoryview | None
-        if kind is Kind.HELD:
+        if kind is Kind.SPILLED and self.spill is not None:
+            fd, start, view = self.spill.fd, number * PAGE, None
+        elif kind is Kind.HELD:
             _, count = next(self._arena.parts(number, count))
             fd, start = self._arena.locate(number)
             view = self._arena.view(number, count)
-        elif kind is Kind.SPILLED and self.spill is not None:
-            fd, start, view = self.spill.fd, number * PAGE, None
         else:
             fd, start, view = self.pool.zeros.fd, 0, self.pool.zeros.view[: count * PAGE]
         length = min(count * PAGE - skip, self.size - offset)
         return Piece(fd, start + skip, length, None if view is None else view[skip : skip + length])
+
+    def runs(self, offset: int, most: int) -> numpy.ndarray:
+        """At most `most` bytes from `offset` on where they lie in memory, as far as they do: see L{vectors}."""
+        skip, end = offset % PAGE, min(offset + most, self.size)
+        entries = self.table.slice(offset // PAGE, min(offset // PAGE + RUN, pages_of(end)))
+        found = kinds(entries)
+        mapped = _MAPPED[found]
+        count = len(entries) if mapped.all() else int(mapped.argmin())
+        held = found[:count] == Kind.HELD
+        addresses = self.pool.zeros.address + PAGE * numpy.arange(count)
+        addresses[held] = self._arena.addresses(numbers(entries[:count], Kind.HELD))
+        starts = numpy.flatnonzero(numpy.diff(addresses, prepend=0) != PAGE)
+        addresses, lengths = addresses[starts], PAGE * numpy.diff(starts, append=count)
+        if count:
+            addresses[0] += skip
+            lengths[0] -= skip
+            lengths[-1] -= max(0, (offset // PAGE + count) * PAGE - end)
+        return vectors(addresses, lengths)
 
     def passed(self, offset: int, count: int) -> None:
         """A pipe or socket refers to these bytes now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy
 from twisted.internet.defer import Deferred, execute, fail
 from twisted.internet.interfaces import IReactorFDSet
 from zope.interface import implementer
@@ -95,6 +96,10 @@ class OpenedImage:
     def piece(self, offset: int) -> Piece:
         """The run of bytes from C{offset} on."""
         return self._image.piece(offset)
+
+    def runs(self, offset: int, most: int) -> numpy.ndarray:
+        """The same, and those that follow, as far as they lie in memory."""
+        return self._image.runs(offset, most)
 
     def passed(self, offset: int, count: int) -> None:
         """A pipe refers to them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from array import array
+from collections.abc import Sequence
 
 import numpy
 
@@ -62,6 +63,17 @@ class PageTable:
         """The next `count` pages are of a kind without a number."""
         self._entries.extend(array("Q", [entry(kind)]) * count)
         self.pages[kind] += count
+
+    def extend(self, number: int, counts: Sequence[int]) -> None:
+        """The next pages are held and zeros in turn, C{counts} of them; those that are held are the arena's from
+        C{number} on."""
+        zero = numpy.repeat(numpy.arange(len(counts)) % 2 == 1, counts)
+        held = len(zero) - int(numpy.count_nonzero(zero))
+        entries = numpy.full(len(zero), entry(Kind.ZERO), numpy.uint64)
+        entries[~zero] = numpy.arange(number, number + held, dtype=numpy.uint64)
+        self._entries.frombytes(entries.tobytes())
+        self.pages[Kind.HELD] += held
+        self.pages[Kind.ZERO] += len(zero) - held
 
     def slice(self, start: int, stop: int) -> numpy.ndarray:
         """A copy of some entries."""

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionLost
@@ -19,6 +20,7 @@ from criu_relay.flow import serve as module
 from criu_relay.flow.pipes import DEFAULT_PIPE, LARGE_PIPE
 from criu_relay.flow.serve import PIPE_BYTES_PER_TURN, SOCKET_BYTES_PER_SEND, ImageServer
 from criu_relay.flow.sink import BytesWriter
+from criu_relay.flow.vectors import vectors
 from criu_relay.store.arena import Arena, Extent
 from criu_relay.store.piece import Piece
 from tests.flow.support import MIB, FakeReactor, no_descriptor_left
@@ -40,15 +42,16 @@ def arena() -> Iterator[Arena]:
 class Source:
     """Bytes in extents, and what the server says of them."""
 
-    def __init__(self, arena: Arena, data: bytes) -> None:
+    def __init__(self, arena: Arena, data: bytes, step: int = MIB) -> None:
         self.size = len(data)
+        self._step = step
         self.references: list[tuple[int, int]] = []
         self.positions: list[int] = []
         self.refuse: RelayError | None = None
         self._arena = arena
         self._extents: list[Extent] = []
-        for start in range(0, len(data), MIB):
-            part = data[start : start + MIB]
+        for start in range(0, len(data), step):
+            part = data[start : start + step]
             extent = arena.allocate(len(part))
             assert extent is not None
             extent.view[: len(part)] = part
@@ -57,9 +60,18 @@ class Source:
     def piece(self, offset: int) -> Piece:
         if self.refuse is not None:
             raise self.refuse
-        extent, skip = self._extents[offset // MIB], offset % MIB
-        length = min(extent.size - skip, self.size - offset)
+        extent, skip = self._extents[offset // self._step], offset % self._step
+        length = min(self._step - skip, self.size - offset)
         return Piece(extent.fd, extent.offset + skip, length, extent.view[skip : skip + length])
+
+    def runs(self, offset: int, most: int) -> numpy.ndarray:
+        found = []
+        while most > 0 and offset < self.size:
+            view = self.piece(offset).view(most)
+            found.append((numpy.frombuffer(view, numpy.uint8).ctypes.data, len(view)))
+            offset += len(view)
+            most -= len(view)
+        return vectors(*numpy.array(found).T)
 
     def passed(self, offset: int, count: int) -> None:
         self.references.append((offset, count))
@@ -72,8 +84,8 @@ class Source:
             self._arena.free(self._extents.pop(), bool(self.references))
 
 
-def image_of(arena: Arena, data: bytes) -> Source:
-    return Source(arena, data)
+def image_of(arena: Arena, data: bytes, step: int = MIB) -> Source:
+    return Source(arena, data, step)
 
 
 class End:
@@ -134,10 +146,11 @@ def test_interface() -> None:
     assert IWriteDescriptor.implementedBy(BytesWriter)
 
 
+@pytest.mark.parametrize("step", [MIB, 20_000])
 @pytest.mark.parametrize("size", [1, 4096, 5000, MIB, 3 * MIB + 17])
-def test_all_of_it_to_a_slow_reader(arena: Arena, end: End, size: int) -> None:
+def test_all_of_it_to_a_slow_reader(arena: Arena, end: End, size: int, step: int) -> None:
     data = (bytes(range(253)) * (size // 253 + 1))[:size]
-    image = image_of(arena, data)
+    image = image_of(arena, data, step)
     serving = Serving(image, end).start()
     got = b""
     turns = 0
@@ -280,22 +293,24 @@ def test_a_send_to_a_socket_is_bounded(arena: Arena, monkeypatch: pytest.MonkeyP
     image.drop()
 
 
+@pytest.mark.parametrize("step", [MIB, 1])
 @pytest.mark.parametrize(("kind", "shared"), [("pipe", True), ("socket", False)])
-def test_only_a_pipe_is_given_references(arena: Arena, kind: str, shared: bool) -> None:
+def test_only_a_pipe_is_given_references(arena: Arena, kind: str, shared: bool, step: int) -> None:
     ends = End(kind)
-    image = image_of(arena, b"abc")
+    image = image_of(arena, b"abc", step)
     Serving(image, ends).start().server.doWrite()
     assert bool(image.references) is shared
     ends.close()
     image.drop()
 
 
+@pytest.mark.parametrize("step", [MIB, 4096])
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_what_the_reader_has_not_read_yet_does_not_change(arena: Arena, kind: str) -> None:
+def test_what_the_reader_has_not_read_yet_does_not_change(arena: Arena, kind: str, step: int) -> None:
     """The image is dropped and its memory reused while the pipe still holds its pages."""
     ends = End(kind)
     data = b"old!" * 4096
-    image = image_of(arena, data)
+    image = image_of(arena, data, step)
     serving = Serving(image, ends).start()
     serving.server.doWrite()
     assert serving.results == [len(data)]

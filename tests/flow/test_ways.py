@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
+from criu_relay.flow import serve, vectors
 from criu_relay.flow.frames import MemfdRange, OutFrame, PipeRange, SocketFrameReader, SocketFrameWriter
 from criu_relay.flow.serve import ImageServer
 from criu_relay.flow.source import DescriptorSource
@@ -158,6 +160,30 @@ def test_write_instead_of_sendfile_to_a_pipe(arena: Arena, times: int, monkeypat
     assert bool(image.references) is bool(times), "what was written is not referred to"
     assert sum(TAKEN.moved[CRIU].values()) == len(data)
     assert set(TAKEN.moved[CRIU]) == ({"sendfile", "write"} if times else {"write"})
+    image.drop()
+    ends.close()
+
+
+def test_writev_instead_of_vmsplice_of_small_runs(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = Refusing(vectors.vmsplice, 1)
+
+    def vmsplice(out: int, runs: numpy.ndarray) -> int:
+        return int(refusing(out, runs))
+
+    monkeypatch.setattr(serve, "vmsplice", vmsplice)
+    data = os.urandom(3 * MIB)
+    image, ends, results = image_of(arena, data, step=4096), End("pipe"), []
+    server = ImageServer(FakeReactor(), image, ends.ours)
+    server.done.addCallback(results.append)
+    server.start()
+    got = b""
+    while not results:
+        server.doWrite()
+        got += ends.read()
+    assert got + ends.read() == data
+    assert refusing.refused == 1
+    assert set(TAKEN.moved[CRIU]) - {"sendfile"} == {"vmsplice", "writev"}
+    assert sum(TAKEN.moved[CRIU].values()) == len(data)
     image.drop()
     ends.close()
 

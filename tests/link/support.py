@@ -291,11 +291,15 @@ class Growing:
         return Room(-1, 0, self._room)
 
     def written(self, count: int) -> None:
-        self.data += self._room[:count]
-        self._room = self._room[count:]
+        self.grow([count])
 
-    def zeros(self, count: int) -> None:
-        self.data += bytes(count)
+    def grow(self, runs: Sequence[int]) -> None:
+        for index, count in enumerate(runs):
+            if index % 2:
+                self.data += bytes(count)
+            else:
+                self.data += self._room[:count]
+                self._room = self._room[count:]
 
 
 @implementer(IIntake)

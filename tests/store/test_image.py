@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tracemalloc
 from random import Random
 
@@ -342,9 +343,9 @@ def test_nearly_zeros_are_kept(owner: Owner) -> None:
 
 def test_zeros_that_were_not_sent(owner: Owner) -> None:
     image = owner.image()
-    image.zeros(2 * SMALLEST)
+    image.grow([0, 2 * SMALLEST])
     append(image, b"x" * SMALLEST)
-    image.zeros(LARGEST)
+    image.grow([0, LARGEST])
     append(image, b"end")
     data = bytes(2 * SMALLEST) + b"x" * SMALLEST + bytes(LARGEST) + b"end"
     image.finish(len(data), digest(data))
@@ -357,9 +358,8 @@ def test_zeros_in_the_room_that_was_reserved_before(owner: Owner) -> None:
     image = owner.image()
     room = image.reserve(3 * SMALLEST)
     room.view[: 3 * SMALLEST] = pages(1, 2, 3)
-    image.written(SMALLEST)
-    image.zeros(4 * SMALLEST)
-    image.written(2 * SMALLEST)
+    image.grow([SMALLEST, 4 * SMALLEST, SMALLEST + 5])
+    image.grow([SMALLEST - 5])
     data = pages(1, 0, 0, 0, 0, 2, 3)
     image.finish(len(data), digest(data))
     assert whole(image) == data
@@ -501,7 +501,7 @@ def test_beyond_four_gigabytes(owner: Owner) -> None:
     image = owner.image()
     size = (5 << 30) + 12345
     for _ in range(5):
-        image.zeros(1 << 30)
+        image.grow([0, 1 << 30])
     append(image, b"end" * 4115)
     image.finish(size, None)
     for offset in (0, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 32) + 1, (5 << 30) - 1):
@@ -509,6 +509,33 @@ def test_beyond_four_gigabytes(owner: Owner) -> None:
         assert image.piece(offset).length == min(LARGEST - offset % SMALLEST, (5 << 30) - offset)
     assert bytes(image.piece(5 << 30).view(3)) == b"end"
     assert bytes(image.piece(size - 1).view(3)) == b"d"
+
+
+def gathered(image: Image, offset: int, most: int) -> bytes:
+    """What the runs from an offset on have in memory."""
+    return b"".join(ctypes.string_at(int(at), int(count)) for at, count in image.runs(offset, most))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, SMALLEST), st.data())
+def test_runs_are_what_lies_in_memory(numbers: list[int], tail: int, draw: st.DataObject) -> None:
+    """However zeros, shared and superseded pages alternate; up to the first page that is not there."""
+    owner = Owner(dedup=Dedup.PAGES)
+    data = pages(*numbers) + b"t" * tail
+    image = made(owner, data)
+    superseded, gone = (draw.draw(st.integers(0, len(numbers) - 1)) for _ in range(2))
+    image.discard(superseded * SMALLEST, SMALLEST, Kind.SUPERSEDED)
+    image.discard(gone * SMALLEST, SMALLEST, Kind.DISCARDED)
+    expected = bytearray(data)
+    expected[superseded * SMALLEST : (superseded + 1) * SMALLEST] = bytes(SMALLEST)
+    offset = draw.draw(st.integers(0, len(data) - 1))
+    most = draw.draw(st.integers(1, len(data)))
+    end = min(offset + most, len(data))
+    if offset < (gone + 1) * SMALLEST:
+        end = max(offset, min(end, gone * SMALLEST)) if offset < gone * SMALLEST else offset
+    assert gathered(image, offset, most) == bytes(expected[offset:end])
+    image.drop()
+    assert owner.settle() == 0
 
 
 @settings(max_examples=40, deadline=None)

@@ -165,7 +165,7 @@ class Cache(RuleBasedStateMachine):
             return
         growing = self.bench.store.writing(model.owner, model.migration, 1, len(model.data), cost)
         model.spent += cost
-        growing.zeros(pages * PAGE)
+        growing.grow([0, pages * PAGE])
         model.data += bytes(pages * PAGE)
 
     @rule(model=open)
