@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,9 @@ from typing import Self
 NANOSECOND = 1e-9
 LOOK = 0.01
 """Seconds between two looks at the memory of a process: at full speed some 30 MiB come meanwhile."""
+
+TORN = 4 << 20
+"""Bytes that may move while two processes are looked at."""
 
 BLOCK = 512
 """Bytes in a unit of st_blocks, stat(2)."""
@@ -42,16 +45,44 @@ def forget_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def memory(pid: int) -> int:
-    """Bytes that a process takes now: resident memory, and its memfds whether they are mapped or not."""
-    status = _status(pid)
-    memfds: dict[int, int] = {}
+def memfds(pid: int) -> int:
+    """Bytes that the memfds of a process take now, whether they are mapped or not."""
+    found: dict[int, int] = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             if os.readlink(entry).startswith("/memfd:"):
-                found = entry.stat()
-                memfds[found.st_ino] = found.st_blocks * BLOCK
-    return status["RssAnon"] + status["RssFile"] + sum(memfds.values())
+                status = entry.stat()
+                found[status.st_ino] = status.st_blocks * BLOCK
+    return sum(found.values())
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process takes now: resident memory, and its memfds."""
+    status = _status(pid)
+    return status["RssAnon"] + status["RssFile"] + memfds(pid)
+
+
+def tree_rss(pid: int) -> int:
+    """Resident bytes of a process and all that descend from it; pages that several share count for each."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        total = _status(pid).get("VmRSS", 0)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            total += tree_rss(int(child))
+    return total
+
+
+def together(pid: int, tree: int) -> int:
+    """Bytes that the memfds of a process and another tree of processes take at the same time.
+
+    What one gives the other would count twice, were they looked at one after the other.
+    """
+    before = memfds(pid)
+    while True:
+        rss, after = tree_rss(tree), memfds(pid)
+        if abs(after - before) <= TORN:
+            return max(before, after) + rss
+        before = after
 
 
 @dataclass
@@ -75,21 +106,23 @@ def measured(pids: dict[str, int]) -> Iterator[Usage]:
 
 
 class Watched:
-    """The peak of L{memory} within a `with` block.
+    """The peak of some bytes within a `with` block.
 
-    @ivar peak: bytes; known at its end.
+    @ivar peak: known at its end.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, look: Callable[[], int], pause: float = LOOK) -> None:
+        """@param pause: seconds between two looks."""
         self.peak = 0
-        self._pid = pid
+        self._look = look
+        self._pause = pause
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
         while True:
-            self.peak = max(self.peak, memory(self._pid))
-            if self._over.wait(LOOK):
+            self.peak = max(self.peak, self._look())
+            if self._over.wait(self._pause):
                 return
 
     def __enter__(self) -> Self:

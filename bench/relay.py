@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
@@ -23,6 +24,14 @@ from tests.support.polling import until
 
 SETTLE = 0.1
 """Seconds between two looks at memory that is on its way back: when they see the same, it has come."""
+
+
+IMAGE = -1
+"""As much --warm memory as the large image takes: the references' memory has its pages too."""
+
+
+_numbers = itertools.count(1)
+"""Daemons may be shared, and know no name twice."""
 
 
 class Dump(Protocol):
@@ -65,19 +74,24 @@ class Measured:
         self.dialect = dialect
         self.pids = {"proxy": relay.proxy.pid, "cache": relay.cache.pid}
         self._copy = copy
-        self._namespaces = 0
         self.attach()
 
     def attach(self) -> None:
         """A namespace that is new, with directories of its own: a restore of it waits until it is dumped."""
-        self._namespaces += 1
-        self.namespace = f"bench-{self._namespaces}"
+        self.namespace = f"bench-{next(_numbers)}"
         self.source = self.relay.directory(f"a/{self.namespace}")
         self.target = self.relay.directory(f"b/{self.namespace}")
         common = {"namespace": self.namespace}
         dumped = common | {"directory": str(self.source), "dialect": self.dialect, "copy": self._copy}
         self._call("proxy", "POST", "/v1/attachments", dumped)
         self._call("cache", "POST", "/v1/attachments", common | {"directory": str(self.target), "dialect": "stream"})
+
+    def restoring(self, dialect: str) -> Path:
+        """One more directory where the namespace can be restored from."""
+        made = self.relay.directory(f"b/{self.namespace}-{next(_numbers)}")
+        body = {"namespace": self.namespace, "directory": str(made), "dialect": dialect}
+        self._call("cache", "POST", "/v1/attachments", body)
+        return made
 
     def _call(self, role: str, method: str, path: str, body: Any = None) -> None:
         status, answer = self.relay.at(role).request(method, path, body, timeout=PATIENCE)
@@ -227,23 +241,39 @@ def relay(
     cache: Sequence[str] = (),
     dialect: str = "stream",
     copy: bool = True,
-    warm: int | None = None,
+    warm: int | None = IMAGE,
 ) -> Iterator[Measured]:
-    """Start a proxy and a cache with these options; their logs are shown when something fails.
+    """A proxy and a cache with these options; their logs are shown when something fails.
 
     @param copy: what is dumped lives on.
-    @param warm: bytes of memory that the cache keeps ready; by default one image, as the references do.
+    @param warm: bytes of memory that the cache keeps ready; None: as it does when nothing is said.
     """
-    started = Relay(Path(tempfile.mkdtemp(prefix="logs-", dir=stage.folder)))
+    kept = stage.plan.size if warm == IMAGE else warm
+    options = (tuple(proxy), (*([] if kept is None else ["--warm", str(kept)]), *cache))
+    started = stage.kept.pop(options, None) or _started(stage, *options)
     try:
-        started.start_cache("--warm", str(stage.plan.size if warm is None else warm), *cache)
-        started.start_proxy(*proxy)
-        started.linked()
         ours = Measured(stage, started, dialect, copy)
         ours.settle()
         yield ours
     except BaseException:
         print(started.report(), file=sys.stderr)
-        raise
-    finally:
         started.close()
+        raise
+    if stage.plan.shared:
+        stage.kept[options] = started
+    else:
+        started.close()
+
+
+def _started(stage: Stage, proxy: Sequence[str], cache: Sequence[str]) -> Relay:
+    """Daemons that are linked."""
+    started = Relay(Path(tempfile.mkdtemp(prefix="logs-", dir=stage.folder)))
+    try:
+        started.start_cache(*cache, ready=False)
+        started.start_proxy(*proxy)
+        started.linked()
+    except BaseException:
+        print(started.report(), file=sys.stderr)
+        started.close()
+        raise
+    return started

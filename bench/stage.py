@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import MIB, Skipped
+from tests.support.daemons import Relay
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = Path(__file__).with_name("reference")
@@ -29,6 +30,7 @@ class Plan:
     @ivar migrations: how many in a row, each of `migration` bytes.
     @ivar victim: memory of the process that is migrated.
     @ivar paced: of the image that is sent at a limited rate.
+    @ivar shared: rows with the same options have the same daemons.
     """
 
     size: int = 1024 * MIB
@@ -39,17 +41,19 @@ class Plan:
     migration: int = 256 * MIB
     victim: int = 1024 * MIB
     paced: int = 512 * MIB
+    shared: bool = False
 
 
 QUICK = Plan(
     size=128 * MIB,
-    rounds=2,
+    rounds=1,
     images=300,
     flat=512 * MIB,
     migrations=4,
     migration=64 * MIB,
     victim=64 * MIB,
-    paced=192 * MIB,
+    paced=128 * MIB,
+    shared=True,
 )
 """Everything in less than a minute: to see that it works, and roughly how well."""
 
@@ -69,11 +73,13 @@ class Stage:
     """See the module.
 
     @ivar folder: in memory, for files; removed at the end.
+    @ivar kept: daemons that wait for another row with their options; closed at the end.
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
         self.folder = folder
+        self.kept: dict[object, Relay] = {}
 
     def program(self, name: str) -> Path:
         """A reference in C, compiled when its source is newer.
@@ -100,4 +106,9 @@ class Stage:
 def stage(plan: Plan) -> Iterator[Stage]:
     """One for a run."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        yield Stage(plan, Path(folder))
+        staged = Stage(plan, Path(folder))
+        try:
+            yield staged
+        finally:
+            for relay in staged.kept.values():
+                relay.close()

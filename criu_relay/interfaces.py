@@ -307,6 +307,14 @@ class IOutgoing(Interface):
     def read_image(snapshot: int, name: str) -> IOpenedImage | None:
         """An image that ended, to be read back."""
 
+    def discard(snapshot: int, name: str, offset: int, length: int) -> None:
+        """The whole pages of this range of an image that ended are not wanted any more: the far side gives them back.
+
+        Offset and length are bytes, below 2^63 together.
+
+        @raise RelayError: the migration cannot go on, or the far side cannot do it.
+        """
+
     def seal(source: dict[str, Any]) -> Deferred[int]:
         """Send the closing header; fires with the bytes held when the far side verified everything.
 

@@ -332,7 +332,11 @@ class CacheOptions(_RelayOptions):
     optParameters: ClassVar[list[list[str | None]]] = [
         _parameter("link", "endpoint to listen on", default_link),
         _parameter("memory", "bytes that images may take, such as 4G", "half of the available memory"),
-        _parameter("warm", "bytes of free memory kept ready: as much as is migrated at once", DEFAULT_WARM),
+        _parameter(
+            "warm",
+            "bytes of free memory kept ready: as much as is migrated at once",
+            f"{DEFAULT_WARM}; with --release none",
+        ),
         *MEMORY_PARAMETERS,
         _parameter(
             "control", "endpoint of the control API", "$XDG_RUNTIME_DIR/criu-relay/cache.sock, else in /run/criu-relay"
@@ -357,9 +361,10 @@ class CacheOptions(_RelayOptions):
     def _build(self, given: dict[str, list[Given]]) -> None:
         memory = _one(given, "memory", partial(values.size_from, SMALLEST_BUFFER), None)
         warm = _one(given, "warm", values.size, None)
+        policy = policy_of(given)
         self._settings = CacheSettings(
             memory=values.available_memory() // 2 if memory is None else memory,
-            warm=values.size(DEFAULT_WARM) if warm is None else warm,
-            policy=policy_of(given),
+            warm=(0 if policy.release else values.size(DEFAULT_WARM)) if warm is None else warm,
+            policy=policy,
             **self._common(given),
         )

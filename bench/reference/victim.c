@@ -1,6 +1,6 @@
-/* victim MIB FILE: holds MIB of memory, 70 % random pages and 30 % zeros, and ticks every millisecond into FILE: how
- * often it has ticked, and the longest pause between two ticks: its length and its end. In ns of
- * CLOCK_REALTIME: criu gives a restored process a monotonic clock that goes on from where it was dumped. */
+/* victim ZEROS MIB FILE: holds MIB of memory, ZEROS of 10 pages zeros and the others random, and ticks every
+ * millisecond into FILE: how often it has ticked, and the longest pause between two ticks: its length and its end. In
+ * ns of CLOCK_REALTIME: criu gives a restored process a monotonic clock that goes on from where it was dumped. */
 #include "common.h"
 
 #define PAGE 4096
@@ -16,7 +16,7 @@ static int64_t wall_clock(void)
 
 int main(int argc, char **argv)
 {
-	size_t size = strtoull(argv[argc - 2], NULL, 10) << 20, page;
+	size_t zeros = strtoull(argv[argc - 3], NULL, 10), size = strtoull(argv[argc - 2], NULL, 10) << 20, page;
 	int fd = open(argv[argc - 1], O_RDWR | O_CREAT | O_TRUNC, 0600);
 	struct {
 		int64_t count, pause, resumed;
@@ -26,7 +26,7 @@ int main(int argc, char **argv)
 
 	check(memory != MAP_FAILED && fd >= 0, "victim");
 	for (page = 0; page < size / PAGE; page++) {
-		if (page % 10 < 7)
+		if (page % 10 >= zeros)
 			fill(memory + page * PAGE, PAGE);
 		else
 			memset(memory + page * PAGE, 0, PAGE);

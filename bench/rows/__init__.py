@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.measure import Row
-from bench.rows import criu, fairness, memory, sharing, small, transfer
+from bench.rows import criu, dedup, fairness, memory, openers, release, sharing, small, transfer
 from bench.stage import Stage
 
 ROWS: dict[str, Callable[[Stage], list[Row]]] = {
@@ -19,9 +19,13 @@ ROWS: dict[str, Callable[[Stage], list[Row]]] = {
     "fair-small": fairness.fair_small,
     "fair-idle": fairness.fair_idle,
     "fair-control": fairness.fair_control,
+    "openers": openers.openers,
     "handshakes": fairness.handshakes,
     "rate": sharing.rate,
     "share": sharing.share,
+    "zero": dedup.zero,
+    "pages": dedup.pages,
     "flat-memory": memory.flat_memory,
     "criu-1g": criu.criu_1g,
+    "release-peak": release.release_peak,
 }

@@ -32,11 +32,12 @@ TICKS = struct.Struct("=qqq")
 class Victim:
     """reference/victim.c: a process that ticks."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, zeros: int = 3) -> None:
+        """@param zeros: how many of 10 of its pages are zeros; the others are random."""
         self.size = stage.plan.victim
         folder = stage.new_folder("victim")
         self._ticks = folder / "ticks"
-        command = [str(stage.program("victim")), str(self.size // MIB), str(self._ticks)]
+        command = [str(stage.program("victim")), str(zeros), str(self.size // MIB), str(self._ticks)]
         with (folder / "output").open("wb") as output:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env={}

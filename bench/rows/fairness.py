@@ -129,22 +129,23 @@ def _idle(ours: Measured, sockets: Sequence[str]) -> Iterator[None]:
     until(lambda: descriptors() < IDLE_CLIENTS, PATIENCE, "the clients are gone")
 
 
-def _allow_descriptors() -> None:
-    """For ourselves and the daemons that are started from now on.
+def allow_descriptors(ours: Measured, count: int) -> None:
+    """For ourselves and the daemons.
 
     @raise Skipped: the system does not allow so many.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS:
-        raise Skipped(f"a process may have {hard} descriptors, {DESCRIPTORS} are needed")
-    if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+    for pid in (0, *ours.pids.values()):
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < count:
+            raise Skipped(f"a process may have {hard} descriptors, {count} are needed")
+        if soft != resource.RLIM_INFINITY and soft < count:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, hard))
 
 
 def fair_idle(stage: Stage) -> list[Row]:
     """A transfer beside clients that do nothing, and without them."""
-    _allow_descriptors()
     with relay(stage) as ours:
+        allow_descriptors(ours, DESCRIPTORS)
         sockets = []
         for _ in range(IDLE_SOCKETS):
             ours.attach()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 
 from bench.measure import GB, MIB, Row
-from bench.processes import Watched, cpu_seconds
+from bench.processes import Watched, cpu_seconds, memory
 from bench.relay import Measured, relay
 from bench.stage import Stage
 
 PROXY_LIMIT = 400 * MIB
 CACHE_LIMIT = 600 * MIB
-
-WARM = 256 * MIB
-"""What a cache keeps ready when nothing else is said."""
 
 ROOM = 64 * MIB
 """Bytes of --memory besides the image."""
@@ -23,7 +20,7 @@ def _watched(ours: Measured, process: str, limit: int, migrations: int, size: in
     """Migrate, and look at the memory of one daemon throughout."""
     pid = ours.pids[process]
     before, began = cpu_seconds(pid), time.monotonic()
-    with Watched(pid) as watched:
+    with Watched(lambda: memory(pid)) as watched:
         for _ in range(migrations):
             ours.dump(size)
             if restored:
@@ -45,8 +42,8 @@ def _watched(ours: Measured, process: str, limit: int, migrations: int, size: in
 def flat_memory(stage: Stage) -> list[Row]:
     """One image much larger than the window; many migrations in a row, each restored and released."""
     plan = stage.plan
-    with relay(stage, proxy=["--window", "256M"], cache=["--memory", str(plan.flat + ROOM)], warm=WARM) as ours:
+    with relay(stage, proxy=["--window", "256M"], cache=["--memory", str(plan.flat + ROOM)], warm=None) as ours:
         rows = [_watched(ours, "proxy", PROXY_LIMIT, 1, plan.flat, restored=False)]
-    with relay(stage, warm=WARM) as ours:
+    with relay(stage, warm=None) as ours:
         rows.append(_watched(ours, "cache", CACHE_LIMIT, plan.migrations, plan.migration, restored=True))
     return rows

@@ -49,6 +49,7 @@ def serve_pipe(stage: Stage) -> list[Row]:
     with relay(stage) as ours:
         ours.dump(stage.plan.size)
         samples = alternate({"ours": ours.serve, "c": lambda: c_serve(stage)}, stage.plan.rounds)
+        ours.discard()
     return [row("serve-pipe", C_SERVE, 0.9, samples["ours"], samples["c"])]
 
 

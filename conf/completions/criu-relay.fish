@@ -122,4 +122,4 @@ complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-key 
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-peer -d 'DNS name or IP address that the peer\'s certificate must carry one of; repeatable' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l ttl -d 'discard a committed namespace that nobody asks for after so many seconds [default: never]' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l version -d 'Display the version and exit.'
-complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l warm -d 'bytes of free memory kept ready: as much as is migrated at once [default: 256M]' -r -f
+complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l warm -d 'bytes of free memory kept ready: as much as is migrated at once [default: 256M; with --release none]' -r -f

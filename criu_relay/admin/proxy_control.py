@@ -78,14 +78,7 @@ class ProxyControl:
 
     def image(self, name: str, snapshot: int | None, image: str) -> dict[str, Any]:
         """See L{IInspected.image}."""
-        migration = self._proxy.dumps.known(name)
-        index = len(migration.labels) if snapshot is None else snapshot
-        found = migration.images.get((index, image))
-        if found is None:
-            raise NotFound(
-                f"namespace {name} has no image {image} in snapshot {index}", hint="criu-relay images lists them"
-            )
-        return _inspected(found)
+        return _inspected(_find(self._proxy.dumps.known(name), snapshot, image))
 
     def peek(self, name: str, snapshot: int | None, image: str, offset: int, length: int) -> Deferred[bytes]:
         """See L{IInspected.peek}."""
@@ -154,14 +147,26 @@ class ProxyControl:
         self, name: str, snapshot: int | None, image: str | None, offset: int | None, length: int | None
     ) -> dict[str, Any]:
         """See L{IControl.discard}."""
-        if image is not None:
-            raise Conflict("the proxy keeps no images", hint="discard it at the cache")
         migration = self._proxy.dumps.known(name)
-        count = migration.bytes
         if migration.over:
             raise Conflict(f"namespace {name} is {migration.state.value} already", hint="discard it at the cache")
+        if image is not None:
+            return {"bytes": self._discard_range(migration, snapshot, image, offset or 0, length)}
+        count = migration.bytes
         migration.abort("discarded at the proxy", cause=Cause.PERSON)
         return {"bytes": count}
+
+    def _discard_range(
+        self, migration: Migration, snapshot: int | None, image: str, offset: int, length: int | None
+    ) -> int:
+        """The cache is told; the bytes of the range, of which it gives the whole pages back."""
+        found = _find(migration, snapshot, image)
+        if not found.complete:
+            raise Conflict(f"image {image} of namespace {migration.namespace} is being written", hint="try again later")
+        count = max(0, min(found.size - offset, found.size if length is None else length))
+        if count:
+            migration.outgoing.discard(found.snapshot, image, offset, count)
+        return count
 
     def open_image(self, name: str, snapshot: int | None, image: str) -> Deferred[IOpenedImage]:
         """See L{IControl.open_image}."""
@@ -192,6 +197,16 @@ class ProxyControl:
             "hint": migration.hint,
             "source": "",
         }
+
+
+def _find(migration: Migration, snapshot: int | None, name: str) -> WrittenImage:
+    """An image by its snapshot's index (None: the newest) and name; @raise NotFound: there is none."""
+    index = len(migration.labels) if snapshot is None else snapshot
+    found = migration.images.get((index, name))
+    if found is None:
+        missing = f"namespace {migration.namespace} has no image {name} in snapshot {index}"
+        raise NotFound(missing, hint="criu-relay images lists them")
+    return found
 
 
 def _image(image: WrittenImage) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from criu_relay.errors import Aborted, LinkLost, RelayError
+from criu_relay.errors import Aborted, Conflict, LinkLost, RelayError
 from criu_relay.flow.frames import socket_of, tune
 from criu_relay.flow.sink import BytesWriter
 from criu_relay.flow.ways import LINK
@@ -106,6 +106,10 @@ class OldMigration:
         """See L{IOutgoing.read_image}."""
         image = self._images.get((snapshot, name))
         return KeptImage(self._reactor, image) if image is not None and image.complete else None
+
+    def discard(self, snapshot: int, name: str, offset: int, length: int) -> None:
+        """See L{IOutgoing.discard}."""
+        raise Conflict("CRIU's own image-cache gives nothing back", hint="use --link for a cache that does")
 
     def seal(self, source: dict[str, Any]) -> Deferred[int]:
         """See L{IOutgoing.seal}: everything sent, the end said, and acknowledged by the peer's kernel."""

@@ -105,6 +105,13 @@ class OutgoingMigration:
             return None
         return FetchedImage(self.fetches, image.queue, self.id, image.number, image.size)
 
+    def discard(self, snapshot: int, name: str, offset: int, length: int) -> None:
+        """See L{IOutgoing.discard}."""
+        self.check()
+        image = self.images[snapshot, name]
+        body = link_pb2.Discard(migration=self.id, image=image.number, offset=offset, length=length)
+        image.queue(link_pb2.Frame(discard=body))
+
     def seal(self, source: dict[str, Any]) -> Deferred[int]:
         """See L{IOutgoing.seal}."""
         self.check()

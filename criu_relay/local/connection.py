@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -72,6 +73,7 @@ class LocalConnection(Protocol):
         self._passed: list[int] = []
         self._connected = False
         self._dropped = False
+        self._behind = False  # the socket was full once: from then on the transport sends what is sent
 
     def admitted(self) -> None:
         """The client is connected and may be.
@@ -108,6 +110,17 @@ class LocalConnection(Protocol):
         """Our end's descriptor, while it is connected."""
         transport: Any = self.transport
         return int(transport.getHandle().fileno())
+
+    def send(self, data: bytes) -> None:
+        """Send a few bytes now, as far as the socket takes them: a thousand may wait for the answer to one commit."""
+        transport: Any = self.transport
+        sent = 0
+        if not self._behind:
+            with contextlib.suppress(OSError):
+                sent = transport.getHandle().send(data)
+            self._behind = sent < len(data)
+        if self._behind:
+            transport.write(data[sent:])
 
     def connectionMade(self) -> None:
         """Somebody is there."""

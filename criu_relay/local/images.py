@@ -185,7 +185,7 @@ class ImagesConnection(LocalConnection):
                 self._take(descriptor)
             case wire.SkipWanted(offset, length):
                 assert self._read is not None
-                self._send(wire.encode_skipped(*self._read.skip(offset, length)))
+                self.send(wire.encode_skipped(*self._read.skip(offset, length)))
             case wire.SnapshotListPushed():
                 self._labels = wire.SnapshotListReader()
                 self._expect("the rest of the list of snapshots")
@@ -244,7 +244,7 @@ class ImagesConnection(LocalConnection):
         elif request.snapshot_id:
             self._opened = opened
             self._expect(f"the pipe for {request.name}")
-            self._send(self._reader.answer(True))
+            self.send(self._reader.answer(True))
         else:
             descriptor = self._hand_over()
             os.write(descriptor, self._reader.answer(True))
@@ -267,13 +267,9 @@ class ImagesConnection(LocalConnection):
             self._log.failure("cannot answer {who}", failure, who=self.who)
             self.drop("cannot answer")
 
-    def _send(self, data: bytes) -> None:
-        transport: Any = self.transport
-        transport.write(data)
-
     def _reply(self, data: bytes) -> None:
         """The last that is sent."""
-        self._send(data)
+        self.send(data)
         self._hang_up()
 
     def _hang_up(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -74,8 +73,7 @@ class StreamServe(LocalConnection):
                 opened.close()
             return
         self._opened = opened
-        transport: Any = self.transport
-        transport.write(self._reader.answer(opened is not None))
+        self.send(self._reader.answer(opened is not None))
 
     def _cannot(self, failure: Failure) -> None:
         """No answer at all: "does not exist" would make CRIU go on without the image."""

@@ -226,6 +226,17 @@ class Arena:
         """The same as rows of 512 words. Let go of it before the memory is given back."""
         return numpy.frombuffer(self.view(number, count), numpy.uint64).reshape(count, -1)
 
+    def equal(self, numbers: numpy.ndarray, rows: numpy.ndarray) -> numpy.ndarray:
+        """Which of these pages have the bytes of the row (of 512 words) at the same place."""
+        per_region = self._region_size // SMALLEST
+        regions = numbers // per_region
+        found = numpy.empty(len(numbers), bool)
+        for region in numpy.unique(regions).tolist():
+            there = regions == region
+            pages = self.words(region * per_region, per_region)
+            found[there] = (pages[numbers[there] % per_region] == rows[there]).all(axis=1)
+        return found
+
     # Extents
 
     def allocate(self, size: int) -> Extent | None:

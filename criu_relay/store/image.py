@@ -16,7 +16,7 @@ from criu_relay.flow.zeros import PAGE, hash_zeros, zero_rows
 from criu_relay.interfaces import IGrowing, Room
 from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, class_of
 from criu_relay.store.memory import Memory
-from criu_relay.store.pages import PageIndex, content_key
+from criu_relay.store.pages import PageIndex
 from criu_relay.store.piece import Piece
 from criu_relay.store.policy import Dedup
 from criu_relay.store.table import ENTRY, RUN, Kind, PageTable, entry, kinds, numbers, pages_of
@@ -90,6 +90,8 @@ class Image:
         self._promised = 0  # reserved bytes of the arena that are for this image
         self._next = 0  # the page of the arena that comes next,
         self._ahead = 0  # and how many there are
+        self._packed = 0  # the page that the next one which is kept is moved to,
+        self._spare = 0  # and how many there are
         self._extent = 0  # bytes of the extent taken last
         self._inspected = 0  # pages that were looked at
         self._room = memoryview(b"")
@@ -215,6 +217,9 @@ class Image:
         lack = wanted * (PAGE + ENTRY) - self._promised
         if lack <= self._arena.available // GENEROUS and (lack <= 0 or self._arena.reserve(lack)):
             self._promised += max(lack, 0)
+        elif self._spare:
+            self._next, self._ahead, self._spare = self._packed, self._spare, 0
+            return
         else:
             fitting = [cls // PAGE for cls in reversed(CLASSES) if cls <= exact * PAGE]
             wanted = next((count for count in fitting if self._obtained(count * (PAGE + ENTRY))), 1)
@@ -227,8 +232,9 @@ class Image:
     def _return_room(self) -> None:
         self._room = memoryview(b"")
         self._arena.put(self._next, self._ahead, False)
+        self._arena.put(self._packed, self._spare, False)
         self._arena.unreserve(self._promised)
-        self._ahead = self._promised = 0
+        self._ahead = self._spare = self._promised = 0
         self.pool.reclaimer.freed()
 
     # Pages that need no memory of their own
@@ -245,44 +251,58 @@ class Image:
         if not len(held):
             return
         first = int(entries[held[0]])
-        kept = self._compact(first, entries, held)
-        if kept == len(held):
-            return
-        self.table.replace(start, entries)
-        self.pool.pages.disown(first + kept, self._next - first - kept)
-        if self.size % PAGE:
-            self._arena.view(first + kept, 1)[:] = self._arena.view(first + len(held), 1)
-            self.table.replace(stop, numpy.array([entry(Kind.HELD, first + kept)], numpy.uint64))
-            self.pool.pages.own(first + kept, 1)
-        self._next -= len(held) - kept
-        self._ahead += len(held) - kept
-
-    def _compact(self, first: int, entries: numpy.ndarray, held: numpy.ndarray) -> int:
-        """Move the pages that are to be kept together, and change the entries; how many are kept."""
         words = self._arena.words(first, len(held))
         empty = zero_rows(words)
+        rows = numpy.flatnonzero(~empty)
         entries[held[empty]] = entry(Kind.ZERO)
-        rest = numpy.flatnonzero(~empty)
-        if self.pool.dedup is not Dedup.PAGES:
-            if len(rest) < len(held):
-                words[: len(rest)] = words[rest]
-                entries[held[rest]] = numpy.arange(first, first + len(rest), dtype=numpy.uint64)
-            return len(rest)
-        kept = 0
-        for row in rest.tolist():
-            page = self._arena.view(first + row, 1)
-            key = content_key(page)
-            number = self.index.find(key, page)
-            if number is not None:
-                self.pool.pages.share(number)
-            else:
-                number = first + kept
-                if row != kept:
-                    words[kept] = words[row]
-                self.index.add(key, number)
-                kept += 1
-            entries[held[row]] = number
-        return kept
+        if self.pool.dedup is Dedup.PAGES and len(rows):
+            arrived = self.index.arrived(first, rows)
+            kept = rows[arrived.kept]
+            entries[held[rows]] = arrived.settle(self._places(first, len(kept), len(held)))
+        else:
+            kept = rows
+            entries[held[kept]] = self._places(first, len(kept), len(held))
+        if len(kept) < len(held):
+            self.table.replace(start, entries)
+            self._pack(first, words, kept)
+
+    def _places(self, first: int, kept: int, count: int) -> numpy.ndarray:
+        """Make places the image's own for pages that are kept, of so many from `first` on: all stay, or are packed."""
+        if kept == count:
+            return numpy.arange(first, first + count)
+        packed = min(kept, self._spare)
+        self.pool.pages.own(self._packed, packed)
+        return numpy.concatenate(
+            [numpy.arange(self._packed, self._packed + packed), numpy.arange(first, first + kept - packed)]
+        )
+
+    def _pack(self, first: int, words: numpy.ndarray, kept: numpy.ndarray) -> None:
+        """Move the pages that are kept, of those from `first` on, behind those that were packed before.
+
+        What they leave takes the next bytes. When they leave only a part of it, the next that are kept are packed
+        there, so that what comes is looked at in large parts.
+        """
+        packed = min(len(kept), self._spare)
+        if packed:
+            self._arena.words(self._packed, packed)[:] = words[kept[:packed]]
+            self._packed += packed
+            self._spare -= packed
+        staying, freed = len(kept) - packed, len(words) - len(kept) + packed
+        words[:staying] = words[kept[packed:]]
+        self.pool.pages.disown(first + staying, self._next - first - staying)
+        if self.size % PAGE:
+            self._arena.view(first + staying, 1)[:] = self._arena.view(first + len(words), 1)
+            last = self.size // PAGE
+            self.table.replace(last, numpy.array([entry(Kind.HELD, first + staying)], numpy.uint64))
+            self.pool.pages.own(first + staying, 1)
+        self._next -= freed
+        self._ahead += freed
+        if staying and not self.size % PAGE:
+            self._packed, self._spare, self._ahead = self._next, self._ahead, 0
+        surplus = min((len(words) - len(kept)) * PAGE, self._promised)
+        self._promised -= surplus
+        self._arena.unreserve(surplus)
+        self.pool.reclaimer.schedule()
 
     # Reading
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -196,6 +197,7 @@ def encode_skipped(start: int, stop: int) -> bytes:
     return frame(remote_images_pb2.Skipped(**{"from": start, "to": stop}))
 
 
+@functools.cache
 def reply(error: int) -> bytes:
     """Encode the answer to a read: 0, or 2 (ENOENT).
 

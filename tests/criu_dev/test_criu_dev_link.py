@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from criu_relay.errors import Conflict
+from criu_relay.link.criu_dev_outlet import RecoveredOldMigration
 from criu_relay.wire import criu_dev_link_pb2
 from criu_relay.wire.remote_images import encode_snapshots
 from tests.remote_images.test_replay import SESSIONS, contents, play, session
@@ -197,6 +199,11 @@ def test_no_old_cache(relay: Relay, tmp_path: Path) -> None:
     done = relay.command("import", str(tmp_path), "web", at="proxy")
     assert done.returncode == 1
     assert "no link to the old cache" in done.stderr
+
+
+def test_the_old_cache_gives_nothing_back() -> None:
+    with pytest.raises(Conflict, match="gives nothing back"):
+        RecoveredOldMigration().discard(1, "pages-1.img", 0, 4096)
 
 
 def test_the_recorded_list_is_what_is_pushed() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
 from criu_relay.errors import RelayError
+from criu_relay.flow.zeros import PAGE
 from criu_relay.interfaces import Mode
 from criu_relay.store.credit import STALL_SECONDS
 from criu_relay.store.generation import State
@@ -281,6 +283,43 @@ def test_discarded_at_the_cache_while_it_comes() -> None:
     assert not loop.cut
     loop.settle()
     assert loop.store_arena.used == 0
+
+
+@pytest.mark.parametrize("when", ["behind its bytes", "it is held"])
+def test_a_range_is_discarded_at_the_proxy(when: str) -> None:
+    """What is queued behind the image's bytes waits for them; its size and digest stay those of the whole."""
+    loop = Loop().connect()
+    outgoing = loop.outlet.begin(FIRST, "web", False, lambda error: None)
+    outgoing.snapshot(1, "")
+    data = random.Random(1).randbytes(8 * PAGE)
+    for name, content in (("pages-1.img", data), ("inventory.img", b"inv")):
+        sink = outgoing.open_image(1, name, Mode.REPLACE)
+        sink.write(content)
+        sink.end()
+    if when == "behind its bytes":
+        outgoing.discard(1, "pages-1.img", PAGE + 1, 4 * PAGE)
+    held = result(outgoing.seal({}))
+    loop.pump()
+    if when == "it is held":
+        outgoing.discard(1, "pages-1.img", PAGE + 1, 4 * PAGE)
+        loop.pump()
+    assert held == [len(data) + 3]
+    outgoing.decide(True)
+    loop.pump()
+    assert states(loop) == [State.COMMITTED]
+    [figures] = loop.store.accounts().of.values()
+    assert figures["discarded"] == 3 * PAGE, "the whole pages of it"
+    [opened] = result(loop.store.namespace("web").begin(None).open(None, "pages-1.img"))
+    assert result(opened.read(0, 2 * PAGE)) == [data[: 2 * PAGE]]
+    assert result(opened.read(5 * PAGE, MIB)) == [data[5 * PAGE :]]
+    assert is_error(result(opened.read(2 * PAGE, 1)))
+
+
+def test_nothing_is_discarded_of_a_migration_that_was_given_up() -> None:
+    loop = Loop().connect()
+    session = Session(loop).run(commit=False)
+    with pytest.raises(RelayError, match="given up"):
+        session.outgoing.discard(1, "a.img", 0, 1)
 
 
 def test_back_pressure() -> None:

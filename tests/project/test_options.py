@@ -113,6 +113,8 @@ def test_cache_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_options(tmp_path: Path) -> None:
     settings = parse(CacheOptions, "--release", "--ttl", "90", "--spill", str(tmp_path), "--dedup", "pages")
     assert settings.policy == Policy(release=True, ttl=90.0, spill=tmp_path, dedup=Dedup.PAGES)
+    assert settings.warm == 0
+    assert parse(CacheOptions, "--release", "--warm", "1G").warm == 2**30
     for value, leaves_out in (("off", False), ("zero", True), ("pages", True)):
         assert parse(ProxyOptions, "--dedup", value).leave_out_zeros is leaves_out
 

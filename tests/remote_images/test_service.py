@@ -246,6 +246,31 @@ def test_D23_what_does_not_fit_is_refused_and_given_back(relay: Relay) -> None:
     pair.alive()
 
 
+def test_a_range_is_discarded_at_the_proxy(pair: Pair) -> None:
+    """While the dump goes on: the cache gives it back, and whoever reads it gets an end and no zeros."""
+    data = os.urandom(MIB)
+    with pair.dump().dump() as dump:
+        for name in ("pages-1.img", "pages-2.img"):
+            dump.write(name, data)
+            pair.complete(name, "proxy")
+        done = pair.relay.command("discard", "web", "1/pages-2.img", "--offset", str(MIB // 2), at="proxy")
+        assert (done.returncode, done.stdout) == (0, f"{MIB // 2} bytes given back\n")
+        pipe = dump.begin("pages-3.img")
+        for arguments, reason in (("pages-3.img", "being written"), ("pages-4.img", "no image"), ("9/x", "no image")):
+            refused = pair.relay.command("discard", "web", arguments, at="proxy")
+            assert refused.returncode == 1 and reason in refused.stderr
+        os.close(pipe)
+    pair.commits()
+    dump.finish()
+    figures = pair.status("cache")["namespaces"][0]["memory"]
+    assert figures["discarded"] == MIB // 2
+    assert pair.restore().read("pages-1.img") == data
+    assert pair.restore().read("pages-2.img") == data[: MIB // 2]
+    refused = pair.relay.command("discard", "web", "pages-1.img", at="proxy")
+    assert refused.returncode == 1 and "discard it at the cache" in refused.stderr
+    pair.alive()
+
+
 def test_D24_an_image_is_at_the_cache_while_it_is_still_written(pair: Pair) -> None:
     dump = pair.dump()
     dump.push()

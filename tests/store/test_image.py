@@ -6,12 +6,14 @@ import ctypes
 import tracemalloc
 from random import Random
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from criu_relay.errors import Aborted, Conflict, OutOfMemory, ProtocolError
+from criu_relay.flow.zeros import zero_rows
 from criu_relay.interfaces import IGrowing
 from criu_relay.store import image as image_module
 from criu_relay.store import pages as pages_module
@@ -21,7 +23,7 @@ from criu_relay.store.memory import Memory
 from criu_relay.store.opened import read_bytes
 from criu_relay.store.pages import INDEX_ENTRY
 from criu_relay.store.policy import Dedup
-from criu_relay.store.table import ENTRY, Kind
+from criu_relay.store.table import ENTRY, RUN, Kind
 from tests.store.support import digest, settle
 
 MIB = 1 << 20
@@ -387,6 +389,38 @@ def test_equal_pages_are_held_once(step: int) -> None:
     assert owner.settle() == 0
 
 
+@pytest.mark.parametrize("dedup", [Dedup.ZERO, Dedup.PAGES])
+def test_what_comes_is_looked_at_in_large_parts(monkeypatch: pytest.MonkeyPatch, dedup: Dedup) -> None:
+    """However little of it is kept: looking at a few pages costs as much as looking at many."""
+    parts: list[int] = []
+
+    def looked(words: numpy.ndarray) -> numpy.ndarray:
+        parts.append(len(words))
+        return zero_rows(words)
+
+    monkeypatch.setattr(image_module, "zero_rows", looked)
+    owner = Owner(limit=256 * MIB, dedup=dedup)
+    kept = [Random(at).randbytes(SMALLEST) for at in range(1024)]
+    made(owner, bytes(3 * SMALLEST).join(kept))
+    count = len(kept) + 3 * (len(kept) - 1)
+    assert sum(parts) == count
+    assert parts.count(RUN) >= count // RUN - 2
+    assert owner.arena.allocated == len(kept) * SMALLEST
+
+
+def test_what_was_promised_for_pages_that_are_not_kept_goes_back() -> None:
+    owner = Owner(limit=64 * MIB)
+    image = owner.image()
+    for _ in range(16):
+        cost = RUN * (SMALLEST + ENTRY)
+        assert owner.arena.reserve(cost)
+        image.promise(cost)
+        append(image, bytes(MIB - SMALLEST) + pages(1))
+    assert owner.settle() <= 16 * (SMALLEST + RUN * ENTRY) + 3 * LARGEST
+    image.finish(16 * MIB, None)
+    assert owner.settle() == 16 * (SMALLEST + RUN * ENTRY)
+
+
 def test_nobody_shares_with_another_owner() -> None:
     owner = Owner(dedup=Dedup.PAGES)
     made(owner, pages(1, 2), "alice")
@@ -409,8 +443,7 @@ def test_half_zeros_and_duplicates() -> None:
 
 
 def test_a_hash_collision_mixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages_module, "content_key", lambda page: 7)
-    monkeypatch.setattr(image_module, "content_key", lambda page: 7)
+    monkeypatch.setattr(pages_module, "content_keys", lambda view, rows: [7] * len(rows))
     owner = Owner(dedup=Dedup.PAGES)
     image = made(owner, pages(1, 2, 1, 3, 2))
     assert whole(image) == pages(1, 2, 1, 3, 2)
@@ -420,21 +453,22 @@ def test_a_hash_collision_mixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_index_costs_no_more_than_the_budget_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a million pages, and most of all just after its dictionaries have grown."""
     owner = Owner(dedup=Dedup.PAGES, limit=256 * MIB)
-    monkeypatch.setattr(owner.memory.pages, "indexed", lambda number: None)
+    monkeypatch.setattr(owner.memory.pages, "indexed", lambda numbers: None)
     index = owner.memory.index("alice")
-    numbers = Random(3)
-    worst = 0.0
+    random, batch, most = Random(3), 512, 1 << 18
+    costs = []
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for count in range(1, 60_001):
-            index.add(numbers.getrandbits(60), 1 << 20 | count)
-            if not count % 3000:
-                worst = max(worst, (tracemalloc.get_traced_memory()[0] - before) / count)
+        for first in range(0, most, batch):
+            index.add([random.getrandbits(60) for _ in range(batch)], numpy.arange(most + first, most + first + batch))
+            costs.append((tracemalloc.get_traced_memory()[0] - before) / (first + batch))
     finally:
         tracemalloc.stop()
-    assert 0 < worst <= INDEX_ENTRY
+    assert len(index) == most == owner.arena.noted // INDEX_ENTRY
+    assert max(costs[8:]) <= INDEX_ENTRY < 1.2 * max(costs[8:])
 
 
 def test_a_page_that_is_shared_outlives_what_it_came_with() -> None:
