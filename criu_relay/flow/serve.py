@@ -181,6 +181,7 @@ class ImageServer:
     def _send(self, piece: Piece, most: int) -> int:
         if not self._pipe:
             most = min(most, SOCKET_BYTES_PER_SEND)
+        step: object
         if piece.length < min(most, GATHERED_BELOW) and len(runs := self._image.runs(self.position, most)):
             sent, step = self._gather(self._fd, runs), self._gather.step
         else:

@@ -81,6 +81,9 @@ class TwistedTlsChannel:
         """See L{Channel.start}."""
         self._tls.makeConnection(self._transport)
 
+    def look(self) -> None:
+        """See L{criu_relay.flow.channel.Channel.look}: nothing waits."""
+
     def stop_reading(self) -> None:
         """See L{Channel.stop_reading}: the user drops what comes."""
 

@@ -16,6 +16,8 @@ from criu_relay.flow.ways import SPLICE_FLAGS
 MOST = 1024
 """Runs in one call (UIO_MAXIOV, readv(2))."""
 
+NO_RUNS = numpy.empty((0, 2), numpy.uint64)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 for _call in (_libc.vmsplice, _libc.writev):
     _call.restype = ctypes.c_ssize_t

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from criu_relay.errors import OutOfMemory
 from criu_relay.flow.serve import ImageServer
+from criu_relay.flow.vectors import NO_RUNS
 from criu_relay.interfaces import IArena, IExtent, IImageSink, IOpenedImage, Mode, Room
 
 
@@ -132,6 +134,10 @@ class WholeImage:
                 return piece.rest(offset)
             offset -= piece.filled
         raise IndexError(offset)
+
+    def runs(self, offset: int, most: int) -> numpy.ndarray:
+        """See L{criu_relay.flow.serve.Readable}: each piece is served by itself."""
+        return NO_RUNS
 
     def passed(self, offset: int, count: int) -> None:
         """A pipe refers to bytes of it."""

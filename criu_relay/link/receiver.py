@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from criu_relay.errors import Aborted, LinkEnded, LinkLost, ProtocolError, RelayError
@@ -27,11 +27,8 @@ COUNTED = ("namespace", "snapshot", "image", "extent", "image_end", "namespace_e
 
 
 FRAMES_PER_ACK = 8
-"""So many frames are acknowledged at once: an acknowledgement costs each side as much as a frame. 8 MiB of large ones are
-little of a window of 256 MiB."""
-
-ACK_SECONDS = 0.002
-"""Fewer are acknowledged after this: a window of one MiB then still carries 500 MiB/s."""
+"""While the payload of the next one comes in, so many are acknowledged at once: an acknowledgement costs each side as
+much as a frame, and 8 MiB are little of a window of 256 MiB."""
 
 
 class Taking:
@@ -137,8 +134,6 @@ class Receiver:
         self.links: dict[LinkConnection, Session] = {}
         self._intake = intake
         self._counters = counters
-        self._clock = clock
-        self._owed: dict[LinkConnection, IDelayedCall] = {}
         self._sessions = Sessions(clock, patience, self._ended)
 
     def link_up(self, connection: LinkConnection) -> None:
@@ -198,24 +193,12 @@ class Receiver:
             return DroppedPayload(self, session, connection, frame.payload) if frame.payload else None
 
     def turn_ended(self, connection: LinkConnection) -> None:
-        """Acknowledge what came, now or soon."""
+        """Acknowledge what came, unless more of the same is coming in."""
         session = self.links[connection]
-        if session.frames - session.acknowledged >= FRAMES_PER_ACK:
-            self._acknowledge(connection, session)
-        elif session.frames != session.acknowledged and connection not in self._owed:
-            self._owed[connection] = self._clock.callLater(ACK_SECONDS, self._acknowledge, connection, session)
-
-    def _acknowledge(self, connection: LinkConnection, session: Session) -> None:
-        self._forgive(connection)
-        if session.connection is connection and session.frames != session.acknowledged:
+        owed = session.frames - session.acknowledged
+        if owed >= FRAMES_PER_ACK or (owed and not connection.awaited):
             session.acknowledged = session.frames
             connection.send(link_pb2.Frame(ack=link_pb2.Ack(frames=session.frames)))
-
-    def _forgive(self, connection: LinkConnection) -> None:
-        """No acknowledgement is to be sent any more."""
-        owed = self._owed.pop(connection, None)
-        if owed is not None and owed.active():
-            owed.cancel()
 
     def took(self, connection: LinkConnection, count: int) -> None:
         """So many payload bytes have come."""
@@ -229,7 +212,6 @@ class Receiver:
     def link_down(self, connection: LinkConnection, reason: RelayError) -> None:
         """What it had not brought whole waits for the next link, or is given up."""
         session = self.links.pop(connection)
-        self._forgive(connection)
         self._counters.add("links_lost")
         self._counters.failed(f"link to {connection.describe()}", reason.cause, reason.reason)
         if session.connection is connection:

@@ -434,6 +434,7 @@ class Target:
         self.turns = 0
         self.ends: list[Exception | None] = []
         self._given: list[memoryview] = []
+        self.awaited = 0
 
     def buffers(self) -> list[memoryview]:
         self._given = [memoryview(bytearray(size)) for size in self.sizes]

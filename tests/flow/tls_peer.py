@@ -55,6 +55,7 @@ class User:
         self.secured_times = 0
         self.ends: list[BaseException | None] = []
         self._given: list[memoryview] = []
+        self.awaited = 0
         self._turn = 0
 
     def next_frame(self) -> OutFrame | None:
