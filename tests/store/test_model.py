@@ -1,6 +1,6 @@
 """Random operations against a trivial model: every read is right, the budget holds, and nothing is left at the end.
 
-`MODEL_OPERATIONS=100000 make test ARGS=tests/store/test_model.py` runs about so many; by default it is a thousand.
+`make model` runs 10^5 of them, a run of the tests some thousands: `MODEL_OPERATIONS` says how many at least.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from criu_relay.store.table import Kind
 from criu_relay.wire import link as wire
 from tests.store.support import ALICE, BOB, MIB, Bench, digest
 
-OPERATIONS = int(os.environ.get("MODEL_OPERATIONS", "1000"))
-STEPS = 50
+OPERATIONS = int(os.environ.get("MODEL_OPERATIONS", "4000"))
+STEPS = 100
+
+DONE: Counter[str] = Counter()
+"""Operations that were done so far, by name: those that had nothing to do are not counted."""
 
 MEMORY = 2 * MIB
 NAME = "pages-1.img"
