@@ -68,6 +68,10 @@ class StreamRestore(_Stream):
         """Ask for an image."""
         self._ask(name)
 
+    def fileno(self) -> int:
+        """Where the answer comes."""
+        return self._socket.fileno()
+
     def pour(self, writing: int) -> None:
         """Wait for the answer, and give the pipe that the image goes into.
 

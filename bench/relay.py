@@ -83,6 +83,13 @@ class Measured:
         self._call("proxy", "POST", "/v1/attachments", dumped)
         self._call("cache", "POST", "/v1/attachments", common | {"directory": str(self.target), "dialect": "stream"})
 
+    def attach_target(self, number: int) -> Path:
+        """One more directory of restores of the same namespace."""
+        target = self.relay.directory(f"b/{self.namespace}-{number}")
+        body = {"directory": str(target), "namespace": self.namespace, "dialect": "stream"}
+        self._call("cache", "POST", "/v1/attachments", body)
+        return target
+
     def _call(self, role: str, method: str, path: str, body: Any = None) -> None:
         status, answer = self.relay.at(role).request(method, path, body, timeout=PATIENCE)
         if status != 200:

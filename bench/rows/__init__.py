@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.measure import Row
-from bench.rows import criu, dedup, fairness, memory, release, sharing, small, transfer
+from bench.rows import criu, dedup, fairness, memory, openers, release, sharing, small, transfer
 from bench.stage import Stage
 
 ROWS: dict[str, Callable[[Stage], list[Row]]] = {
@@ -19,6 +19,7 @@ ROWS: dict[str, Callable[[Stage], list[Row]]] = {
     "fair-small": fairness.fair_small,
     "fair-idle": fairness.fair_idle,
     "fair-control": fairness.fair_control,
+    "openers": openers.openers,
     "handshakes": fairness.handshakes,
     "rate": sharing.rate,
     "share": sharing.share,

@@ -129,7 +129,7 @@ def _idle(ours: Measured, sockets: Sequence[str]) -> Iterator[None]:
     until(lambda: descriptors() < IDLE_CLIENTS, PATIENCE, "the clients are gone")
 
 
-def _allow_descriptors() -> None:
+def allow_descriptors() -> None:
     """For ourselves and the daemons that are started from now on.
 
     @raise Skipped: the system does not allow so many.
@@ -143,7 +143,7 @@ def _allow_descriptors() -> None:
 
 def fair_idle(stage: Stage) -> list[Row]:
     """A transfer beside clients that do nothing, and without them."""
-    _allow_descriptors()
+    allow_descriptors()
     with relay(stage) as ours:
         sockets = []
         for _ in range(IDLE_SOCKETS):

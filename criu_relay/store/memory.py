@@ -38,7 +38,7 @@ class Memory:
 
     @property
     def spare(self) -> int:
-        """Bytes that can be promised to who sends: pages that are here, or come, may have to be found by their content."""
+        """Bytes that can be promised to who sends: pages that are here, or come, may need entries of the index."""
         if self.dedup is not Dedup.PAGES:
             return self.arena.available
         pages = (self.arena.allocated + self.arena.reserved) // PAGE
