@@ -24,8 +24,9 @@ class _Stream:
 
     def __init__(self, directory: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(PATIENCE)
+        # Blocking, as criu's is: it waits when the listen queue is full.
         self._socket.connect(str(directory / self.socket_name))
+        self._socket.settimeout(PATIENCE)
 
     def _ask(self, name: str) -> None:
         body = b"\x0a" + bytes([len(name)]) + name.encode()
