@@ -2,6 +2,7 @@
 # make test      all tests; ARGS="-k name -x" goes to pytest
 # make bench     speed beside references, and build/bench.json; ARGS="--quick --rows pipe-window,unix"
 # make faults    200 random moments of dumps at which daemons, criu and its script are killed and the link is cut
+# make model     10^5 random operations on the cache's memory, beside a model of it; ARGS="-x" goes to pytest
 # make soak      ten minutes of dumps with faults: descriptors and memory must stay flat; ARGS="--seconds 60"
 # make check     ruff, mypy, and the generated protobuf modules against their sources
 # make docs      the documentation as HTML: build/docs/index.html
@@ -27,10 +28,10 @@ PROTO := $(wildcard proto/criu_relay/wire/*.proto)
 CODE := criu_relay twisted/plugins tests bench docs setup.py scripts/demo
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto $(PROTO)
 
-.PHONY: help demo test bench faults soak check docs manual deb try-deb proto format clean build/criu
+.PHONY: help demo test bench faults model soak check docs manual deb try-deb proto format clean build/criu
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 16
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 17
 
 build/venv/.test build/venv/.dev: build/venv/.%: pyproject.toml setup.py scripts/make-venv
 	@PYTHON='$(PYTHON)' scripts/make-venv build/venv $*
@@ -53,6 +54,9 @@ bench: build/venv/.test
 faults: build/venv/.test build/criu
 	FAULTS_CUTS=100 $(BIN)/python -m pytest -q tests/link/test_cuts.py
 	$(BIN)/python -m tests.support.moments --out build/faults.json $(ARGS)
+
+model: build/venv/.test
+	MODEL_OPERATIONS=100000 $(BIN)/python -m pytest -q tests/store/test_model.py $(ARGS)
 
 soak: build/venv/.test build/criu
 	$(BIN)/python -m tests.support.soak $(ARGS)

@@ -24,8 +24,9 @@ class _Stream:
 
     def __init__(self, directory: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(PATIENCE)
+        # Blocking, as criu's is: it waits when the listen queue is full.
         self._socket.connect(str(directory / self.socket_name))
+        self._socket.settimeout(PATIENCE)
 
     def _ask(self, name: str) -> None:
         body = b"\x0a" + bytes([len(name)]) + name.encode()
@@ -67,6 +68,10 @@ class StreamRestore(_Stream):
     def ask(self, name: str) -> None:
         """Ask for an image."""
         self._ask(name)
+
+    def fileno(self) -> int:
+        """Where the answer comes."""
+        return self._socket.fileno()
 
     def pour(self, writing: int) -> None:
         """Wait for the answer, and give the pipe that the image goes into.

@@ -25,8 +25,8 @@ from criu_relay.local.attachments import Attachments, cache_dialects
 from criu_relay.options import CacheOptions
 from criu_relay.settings import CacheSettings
 from criu_relay.store.arena import Arena
+from criu_relay.store.idle import Idle
 from criu_relay.store.store import Store
-from criu_relay.store.warm import Warmer
 from criu_relay.wire.link_pb2 import CACHE
 from criu_relay.wire.names import check_name
 
@@ -46,8 +46,8 @@ class Cache(Daemon):
         """See L{Daemon}."""
         super().__init__(reactor, settings, reread)
         arena = Arena(settings.memory, keep=min(settings.warm, settings.memory))
-        Warmer(reactor, arena).setServiceParent(self)
         self.store = Store(reactor, reactor, arena, self.counters, settings.idle, settings.policy)
+        Idle(reactor, self.store.memory).setServiceParent(self)
         self.receiver = Receiver(self.store, self.counters, reactor, patience_of(settings))
         self.store.rejected = self.receiver.rejected
         self.store.credits.granted = self.receiver.credited

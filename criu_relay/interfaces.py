@@ -308,18 +308,10 @@ class IOutgoing(Interface):
         """An image that ended, to be read back."""
 
     def discard(snapshot: int, name: str, offset: int, length: int) -> None:
-        """The whole pages of this range of an image that ended are not wanted any more: the far side gives them back.
-
-        Offset and length are bytes, below 2^63 together.
-
-        @raise RelayError: the migration cannot go on, or the far side cannot do it.
-        """
+        """Have the far side give the whole pages of this range, in bytes, of an image that ended back."""
 
     def seal(source: dict[str, Any]) -> Deferred[int]:
-        """Send the closing header; fires with the bytes held when the far side verified everything.
-
-        Errs with L{RelayError} when it refuses or the link is lost.
-        """
+        """Send the closing header; fires with the bytes held when all is verified; errs with L{RelayError} else."""
 
     def decide(commit: bool, reason: str = "") -> Deferred[str]:
         """Deliver the decision, over as many links as it takes; fires with "committed", "aborted" or "unknown"."""

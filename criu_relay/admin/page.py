@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import time
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -49,7 +49,12 @@ POLICY = (
 """Content-Security-Policy: nothing but what is in the page, whatever a name in it may look like."""
 
 
-def _environment() -> Environment:
+@functools.cache
+def _templates() -> tuple[Any, Any]:
+    """The page, and the macros of its sections."""
+    # 2 MiB of every daemon, and few are looked at with a browser.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     made = Environment(
         loader=PackageLoader("criu_relay.admin", ""),
         autoescape=True,
@@ -58,7 +63,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"size": size, "span": span, "clock": _clock}
-    return made
+    return made.get_template("page.html"), made.get_template("sections.html").module
 
 
 class Page(Service):
@@ -71,9 +76,6 @@ class Page(Service):
         self._counters = counters
         self._clock = clock
         self._history = History(control.role)
-        templates = _environment()
-        self._template = templates.get_template("page.html")
-        self._macros: Any = templates.get_template("sections.html").module
         self._watchers: list[Events] = []
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
@@ -96,7 +98,7 @@ class Page(Service):
         """The whole page."""
         nonce = secrets.token_urlsafe(16)
         view = self._view()
-        text = self._template.render(sections=self._sections(view), nonce=nonce, title=view["title"])
+        text = _templates()[0].render(sections=self._sections(view), nonce=nonce, title=view["title"])
         headers = {
             "Content-Security-Policy": POLICY.format(nonce=nonce),
             "Referrer-Policy": "no-referrer",
@@ -130,7 +132,7 @@ class Page(Service):
         return json.dumps(self._sections(self._view()))
 
     def _sections(self, view: dict[str, Any]) -> dict[str, str]:
-        return {name: str(getattr(self._macros, name)(view)) for name in SECTIONS}
+        return {name: str(getattr(_templates()[1], name)(view)) for name in SECTIONS}
 
     def _view(self) -> dict[str, Any]:
         """What the macros show: the status, put in order and bounded."""

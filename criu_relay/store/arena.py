@@ -195,6 +195,7 @@ class Arena:
             self._put(size, first, Heat.STALE if shared else Heat.WARM)
             first += size // SMALLEST
             count -= size // SMALLEST
+        self._squeeze()
 
     def locate(self, number: int) -> tuple[int, int]:
         """The memfd of a page, and the offset in it."""

@@ -109,7 +109,7 @@ class Credits:
             window = self._window(credit)
             if credit.left > window // 2:
                 continue
-            more = min(window - credit.left, self._arena.available)
+            more = min(window - credit.left, self._memory.spare)
             if more < LEAST:
                 break
             self._arena.reserve(more)

@@ -68,6 +68,7 @@ class Image:
     @ivar digest: xxh3-128 of all bytes, once complete and when the source gave one.
     @ivar readers: who has it open; its pages stay until they are done.
     @ivar dropped: nobody may open it any more.
+    @ivar inspected: pages that were looked at for zeros; of those, `compared`: that were compared in the end.
     @ivar pool: the memory of all images.
     @ivar spill: where its SPILLED pages are.
     """
@@ -81,6 +82,7 @@ class Image:
         self.digest: bytes | None = None
         self.readers: set[Reader] = set()
         self.dropped = False
+        self.inspected = self.compared = 0
         self.spill: Spill | None = None
         self.table = PageTable()
         self.pool = memory
@@ -93,7 +95,6 @@ class Image:
         self._packed = 0  # the page that the next one which is kept is moved to,
         self._spare = 0  # and how many there are
         self._extent = 0  # bytes of the extent taken last
-        self._inspected = 0  # pages that were looked at
         self._room = memoryview(b"")
 
     # Growing
@@ -110,7 +111,7 @@ class Image:
         """
         if self.dropped:
             raise Aborted(f"image {self.name} was thrown away")
-        if self.size // PAGE - self._inspected >= RUN or not (self.size % PAGE or self._ahead):
+        if self.size // PAGE - self.inspected >= RUN or not (self.size % PAGE or self._ahead):
             self._inspect()
         used = self.size % PAGE
         if not used and not self._ahead:
@@ -150,6 +151,7 @@ class Image:
             self._next += begun - zeros
             self._ahead -= begun - zeros
         self.size += sum(runs)
+        self.pool.arrived += sum(runs)
 
     def _update_hash(self, runs: Sequence[int]) -> None:
         """The room that was filled is used up."""
@@ -241,8 +243,8 @@ class Image:
 
     def _inspect(self) -> None:
         """Look at the pages that were completed since: what was written to them lies together, before the room."""
-        start, stop = self._inspected, self.size // PAGE
-        self._inspected = stop
+        start, stop = self.inspected, self.size // PAGE
+        self.inspected = stop
         if self.pool.dedup is Dedup.OFF or start == stop:
             return
         self._room = memoryview(b"")
@@ -250,12 +252,14 @@ class Image:
         held = numpy.flatnonzero(kinds(entries) == Kind.HELD)
         if not len(held):
             return
+        if self.pool.dedup is Dedup.PAGES:
+            self.pool.backlog.add(self)
         first = int(entries[held[0]])
         words = self._arena.words(first, len(held))
         empty = zero_rows(words)
         rows = numpy.flatnonzero(~empty)
         entries[held[empty]] = entry(Kind.ZERO)
-        if self.pool.dedup is Dedup.PAGES and len(rows):
+        if self.pool.dedup is Dedup.PAGES and len(rows) and self.pool.short:
             arrived = self.index.arrived(first, rows)
             kept = rows[arrived.kept]
             entries[held[rows]] = arrived.settle(self._places(first, len(kept), len(held)))

@@ -40,11 +40,12 @@ class Pages:
     """The references to pages.
 
     @ivar duplicates: references beyond the first of each page.
+    @ivar known: pages that can be found by their content.
     """
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
-        self.duplicates = 0
+        self.duplicates = self.known = 0
         self._references = numpy.zeros(0, numpy.uint32)
         self._passed = numpy.zeros(0, bool)
         self._indexed = numpy.zeros(0, bool)
@@ -81,14 +82,21 @@ class Pages:
         self._references[unique] -= counts.astype(numpy.uint32)
         free = unique[self._references[unique] == 0]
         self.duplicates -= len(numbers) - len(free)
-        index.remove(free[self._indexed[free]])
-        self._indexed[free] = False
+        known = free[self._indexed[free]]
+        index.remove(known)
+        self._indexed[known] = False
+        self.known -= len(known)
         for first, count in runs(free):
             self.arena.put(first, count, bool(self._passed[first : first + count].any()))
 
     def indexed(self, numbers: numpy.ndarray) -> None:
         """They can be found by their content."""
         self._indexed[numbers] = True
+        self.known += len(numbers)
+
+    def unknown(self, first: int, count: int) -> numpy.ndarray:
+        """Which of these cannot be found by their content, counted from C{first}."""
+        return numpy.flatnonzero(~self._indexed[first : first + count])
 
     def seen(self) -> numpy.ndarray:
         """A mark for each page, none set, to count each once."""

@@ -121,7 +121,9 @@ class Bench:
         return migration
 
     def settle(self) -> None:
-        """Let what is to be done at once be done."""
+        """Let what is to be done at once be done, and what can wait."""
+        while self.store.memory.backlog.work(MIB):
+            pass
         settle(self.clock)
 
 

@@ -122,6 +122,16 @@ def test_free_memory_counts_against_the_budget_too() -> None:
     assert arena.allocated + arena.recycled <= arena.limit
 
 
+def test_free_memory_that_is_merged_makes_room_too() -> None:
+    """With cold memory beside it, more of it counts as warm than came back."""
+    arena = Arena(LARGEST, keep=LARGEST)
+    assert arena.reserve(SMALLEST + 16)
+    arena.note(16)
+    arena.put(arena.take(SMALLEST), 1, False)
+    assert arena.allocated + arena.noted + arena.recycled <= arena.limit
+    arena.close()
+
+
 def test_bookkeeping_counts() -> None:
     arena = Arena(LARGEST, keep=0)
     assert arena.reserve(SMALLEST)

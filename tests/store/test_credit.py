@@ -314,6 +314,7 @@ def test_equal_pages_of_two_namespaces_survive_the_spilling_of_one(tmp_path: Pat
     bench = Bench(8 * MIB, spill=tmp_path, dedup=Dedup.PAGES)
     page = bytes(range(256)) * 16
     one, two = bench.committed(page * 3, "one"), bench.committed(page * 3, "two")
+    bench.settle()
     assert bench.arena.allocated == PAGE
     image = bench.generation(one).image(1)
     bench.store._spiller._wanted = lambda: True

@@ -29,19 +29,27 @@ from tests.store.support import digest, settle
 MIB = 1 << 20
 
 
+class Short(Memory):
+    """There is little of it, so pages are compared when they come."""
+
+    short = True
+
+
 class Owner:
     """Makes images that share one memory."""
 
-    def __init__(self, limit: int = 16 * MIB, dedup: Dedup = Dedup.ZERO) -> None:
+    def __init__(self, limit: int = 16 * MIB, dedup: Dedup = Dedup.ZERO, memory: type[Memory] = Memory) -> None:
         self.clock = Clock()
         self.arena = Arena(limit, keep=limit)
-        self.memory = Memory(self.clock, self.arena, dedup)
+        self.memory = memory(self.clock, self.arena, dedup)
 
     def image(self, owner: str = "alice") -> Image:
         return Image(self.memory, self.memory.index(owner), 1, 1, "pages-1.img")
 
     def settle(self) -> int:
-        """Let what was given back arrive; the bytes that are still used."""
+        """Let what can wait be done, and what was given back arrive; the bytes that are still used."""
+        while self.memory.backlog.work(MIB):
+            pass
         settle(self.clock)
         return self.arena.used
 
@@ -319,6 +327,7 @@ def made(owner: Owner, data: bytes, who: str = "alice", step: int = 1 << 30) -> 
     for start in range(0, len(data), step):
         append(image, data[start : start + step])
     image.finish(len(data), digest(data))
+    owner.settle()
     return image
 
 
@@ -373,8 +382,9 @@ def test_off_keeps_everything() -> None:
 
 
 @pytest.mark.parametrize("step", [1 << 30, 700, SMALLEST])
-def test_equal_pages_are_held_once(step: int) -> None:
-    owner = Owner(dedup=Dedup.PAGES)
+@pytest.mark.parametrize("memory", [Short, Memory])
+def test_equal_pages_are_held_once(step: int, memory: type[Memory]) -> None:
+    owner = Owner(dedup=Dedup.PAGES, memory=memory)
     data = pages(1, 2, 0, 1, 1, 3, 2, 0) * 70 + b"x"
     image = made(owner, data, step=step)
     assert whole(image) == data
@@ -430,9 +440,10 @@ def test_nobody_shares_with_another_owner() -> None:
     assert owner.arena.allocated == 4 * SMALLEST
 
 
-def test_half_zeros_and_duplicates() -> None:
+@pytest.mark.parametrize("memory", [Short, Memory])
+def test_half_zeros_and_duplicates(memory: type[Memory]) -> None:
     """50 % zeros, 30 % duplicates: what is held is what is unique, exactly."""
-    owner = Owner(dedup=Dedup.PAGES, limit=64 * MIB)
+    owner = Owner(dedup=Dedup.PAGES, limit=64 * MIB, memory=memory)
     random = Random(5)
     unique = [random.randbytes(SMALLEST) for _ in range(400)]
     contents = unique + [random.choice(unique) for _ in range(600)] + [bytes(SMALLEST)] * 1000
@@ -442,9 +453,10 @@ def test_half_zeros_and_duplicates() -> None:
     assert owner.arena.allocated == 400 * SMALLEST
 
 
-def test_a_hash_collision_mixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("memory", [Short, Memory])
+def test_a_hash_collision_mixes_nothing(monkeypatch: pytest.MonkeyPatch, memory: type[Memory]) -> None:
     monkeypatch.setattr(pages_module, "content_keys", lambda view, rows: [7] * len(rows))
-    owner = Owner(dedup=Dedup.PAGES)
+    owner = Owner(dedup=Dedup.PAGES, memory=memory)
     image = made(owner, pages(1, 2, 1, 3, 2))
     assert whole(image) == pages(1, 2, 1, 3, 2)
     assert owner.arena.allocated == 4 * SMALLEST, "1 was found, 2 and 3 were not"
@@ -471,8 +483,9 @@ def test_the_index_costs_no_more_than_the_budget_counts(monkeypatch: pytest.Monk
     assert max(costs[8:]) <= INDEX_ENTRY < 1.2 * max(costs[8:])
 
 
-def test_a_page_that_is_shared_outlives_what_it_came_with() -> None:
-    owner = Owner(dedup=Dedup.PAGES)
+@pytest.mark.parametrize("memory", [Short, Memory])
+def test_a_page_that_is_shared_outlives_what_it_came_with(memory: type[Memory]) -> None:
+    owner = Owner(dedup=Dedup.PAGES, memory=memory)
     first, second = made(owner, pages(1, 2, 3)), made(owner, pages(3, 2, 4))
     first.discard(0, 3 * SMALLEST, Kind.DISCARDED)
     owner.settle()

@@ -1,55 +1,78 @@
 """Random operations against a trivial model: every read is right, the budget holds, and nothing is left at the end.
 
-`MODEL_OPERATIONS=100000 make test ARGS=tests/store/test_model.py` runs about so many; by default it is a thousand.
+`make model` runs 10^5 of them, a run of the tests some thousands: `MODEL_OPERATIONS` says how many at least.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from criu_relay.errors import Conflict, NotFound, OutOfMemory, RelayError
 from criu_relay.flow.zeros import PAGE
 from criu_relay.interfaces import Mode
 from criu_relay.store.generation import State
+from criu_relay.store.image import Image
 from criu_relay.store.opened import OpenedImage
 from criu_relay.store.policy import Dedup
 from criu_relay.store.table import Kind
 from criu_relay.wire import link as wire
-from tests.store.support import ALICE, BOB, MIB, Bench, digest
+from tests.store.support import ALICE, BOB, MIB, Bench, digest, outcome, settle
 
-OPERATIONS = int(os.environ.get("MODEL_OPERATIONS", "1000"))
-STEPS = 50
+OPERATIONS = int(os.environ.get("MODEL_OPERATIONS", "4000"))
+STEPS = 100
+
+DONE: Counter[str] = Counter()
+"""Operations that were done so far, by name."""
 
 MEMORY = 2 * MIB
 NAME = "pages-1.img"
-LOST = -1
-"""A byte of the model that nobody can read any more."""
+MOST_OPEN = 6
+"""Namespaces that are sent at the same time: with more, nobody has credit."""
 
-Content = list[tuple[int, int]]
-"""Pages as (seed, bytes); seed 0 are zeros."""
+MOST_READERS = 20
 
-contents = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([PAGE, PAGE, PAGE, 700])), min_size=1, max_size=60)
+WEIGHTS = {
+    "begin": 3, "write": 8, "write_zeros": 2, "end": 2, "rewrite": 1, "commit": 3, "abort": 1, "turns": 3,
+    "discard_range": 3, "discard": 1, "restored": 1, "read": 6, "serve": 4, "skip": 4, "go_on": 8, "leave": 1,
+    "compare": 4, "spill_now": 1,
+}  # fmt: skip
+"""Operations, and how often each is done."""
+
+OFTEN = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
+
+PATTERNS = [bytes(PAGE), *(bytes([seed, 7 * seed]) * (PAGE // 2) for seed in range(1, 6))]
+"""What pages are of: many are equal, or zeros."""
+
+picks = st.integers(0, 1 << 16)
+places = st.integers(0, 70 * PAGE)
 
 
-def bytes_of(content: Content) -> bytes:
-    """Whole pages, many of which are equal or zeros, and sometimes less than one."""
-    return b"".join(bytes(count) if not seed else bytes([seed, 7 * seed]) * (count // 2) for seed, count in content)
+def bytes_of(seed: int) -> bytes:
+    """Up to 60 pages, some of which are cut short, so that what follows is not where pages begin."""
+    chosen = random.Random(seed)
+    return b"".join(
+        chosen.choice(PATTERNS)[: 700 if chosen.random() < 0.03 else PAGE] for _ in range(chosen.randint(1, 60))
+    )
 
 
 @dataclass(eq=False)
 class Model:
     """A namespace as it should be.
 
-    @ivar pages: by page: the bytes, or None when they are gone.
+    @ivar gone: pages that nobody can read any more; `blank`: that read as zeros.
+    @ivar number: of its image on the link; `spent`: credit.
     """
 
     name: str
@@ -58,6 +81,7 @@ class Model:
     data: bytearray = field(default_factory=bytearray)
     gone: set[int] = field(default_factory=set)
     blank: set[int] = field(default_factory=set)
+    number: int = 1
     spent: int = 0
     complete: bool = False
 
@@ -92,11 +116,7 @@ class Reader:
 
 
 class Cache(RuleBasedStateMachine):
-    """The store, beside its model."""
-
-    open = Bundle("open")
-    committed = Bundle("committed")
-    readers = Bundle("readers")
+    """The store, beside its model. Operations pick among what there is for them."""
 
     @initialize(dedup=st.sampled_from(Dedup), release=st.booleans(), spill=st.booleans())
     def begin_all(self, dedup: Dedup, release: bool, spill: bool) -> None:
@@ -111,36 +131,60 @@ class Cache(RuleBasedStateMachine):
         self.live: list[Reader] = []
         self.count = 0
 
-    @rule(target=open, owner=st.sampled_from([ALICE, BOB]))
-    def begin(self, owner: Any) -> Model:
+    def state(self, model: Model) -> State:
+        generation = self.bench.store._generations.get(model.migration)
+        return generation.state if generation is not None else State.DISCARDED
+
+    def those(self, state: State) -> list[Model]:
+        return [model for model in self.models if self.state(model) is state]
+
+    def open(self) -> list[Model]:
+        return self.those(State.OPEN)
+
+    def committed(self) -> list[Model]:
+        return self.those(State.COMMITTED)
+
+    def image(self, model: Model) -> Image:
+        return self.bench.store.known(model.name).at(None, NAME)[1]
+
+    def credit(self, model: Model) -> int:
+        return self.granted.get(model.migration, 0) - model.spent
+
+    @rule(kind=st.integers(0, len(OFTEN) - 1), pick=picks, at=places, count=places, flag=st.booleans())
+    def operate(self, kind: int, pick: int, at: int, count: int, flag: bool) -> None:
+        """One operation; where there is nothing to do for it, the next that has."""
+        for name in OFTEN[kind:] + OFTEN[:kind]:
+            if getattr(self, name)(pick, at, count, flag):
+                DONE[name] += 1
+                return
+
+    # What is sent
+
+    def begin(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if len(self.open()) >= MOST_OPEN:
+            return False
         self.count += 1
-        name = f"web{self.count}"
+        name, owner = f"web{self.count}", ALICE if flag else BOB
         model = Model(name, owner, self.bench.begin(name, owner))
         self.bench.store.snapshot(owner, model.migration, 1, "")
         self.bench.store.open_image(owner, model.migration, 1, 1, NAME, Mode.REPLACE)
         self.bench.store.credit(owner, model.migration)
         self.models.append(model)
-        return model
+        return True
 
-    def state(self, model: Model) -> State:
-        generation = self.bench.store._generations.get(model.migration)
-        return generation.state if generation is not None else State.DISCARDED
-
-    def credit(self, model: Model) -> int:
-        return self.granted.get(model.migration, 0) - model.spent
-
-    @rule(model=open, content=contents, credited=st.booleans())
-    def write(self, model: Model, content: Content, credited: bool) -> None:
-        if self.state(model) is not State.OPEN:
-            return
-        if model.complete:
-            self.bench.store.open_image(model.owner, model.migration, 1, 1, NAME, Mode.APPEND)
-            model.complete = False
-        data = bytes_of(content)
-        cost = wire.extent_cost(len(model.data), len(data)) if credited else 0
+    def write(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        """More of an image; one that ended goes on."""
+        if not self.open():
+            return False
+        model = of(self.open(), pick)
+        data = bytes_of(at)
+        cost = wire.extent_cost(len(model.data), len(data)) if flag else 0
         if cost > self.credit(model):
-            return
-        growing = self.bench.store.writing(model.owner, model.migration, 1, len(model.data), cost)
+            return False
+        if model.complete:
+            self.bench.store.open_image(model.owner, model.migration, model.number, 1, NAME, Mode.APPEND)
+            model.complete = False
+        growing = self.bench.store.writing(model.owner, model.migration, model.number, len(model.data), cost)
         model.spent += cost
         left = memoryview(data)
         try:
@@ -153,142 +197,164 @@ class Cache(RuleBasedStateMachine):
                 model.data += left[:count]
                 left = left[count:]
         except OutOfMemory:
-            assert not credited, "credit is room"
-            self.abort_one(model)
+            assert not flag, "credit is room"
+            self.give_up(model)
+        return True
 
-    @rule(model=open, pages=st.integers(1, 40))
-    def write_zeros(self, model: Model, pages: int) -> None:
-        if self.state(model) is not State.OPEN or model.complete or len(model.data) % PAGE:
-            return
+    def write_zeros(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.open():
+            return False
+        model = of(self.open(), pick)
+        pages = 1 + count // PAGE
         cost = wire.extent_cost(len(model.data), 0, pages * PAGE)
-        if cost > self.credit(model):
-            return
-        growing = self.bench.store.writing(model.owner, model.migration, 1, len(model.data), cost)
+        if model.complete or len(model.data) % PAGE or cost > self.credit(model):
+            return False
+        growing = self.bench.store.writing(model.owner, model.migration, model.number, len(model.data), cost)
         model.spent += cost
         growing.grow([0, pages * PAGE])
         model.data += bytes(pages * PAGE)
+        return True
 
-    @rule(model=open)
-    def end(self, model: Model) -> None:
-        if self.state(model) is State.OPEN and not model.complete:
+    def end(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.open():
+            return False
+        self.finish_writing(of(self.open(), pick))
+        return True
+
+    def finish_writing(self, model: Model) -> None:
+        if not model.complete:
             data = bytes(model.data)
-            self.bench.store.end_image(model.owner, model.migration, 1, len(data), digest(data))
+            self.bench.store.end_image(model.owner, model.migration, model.number, len(data), digest(data))
             model.complete = True
 
-    @rule(model=open)
-    def rewrite(self, model: Model) -> None:
-        """The same name again: a new image with the same number is not possible, so a new migration."""
-        if self.state(model) is State.OPEN:
-            self.abort_one(model)
+    def rewrite(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        """The same name again: what was written is replaced."""
+        if not self.open():
+            return False
+        model = of(self.open(), pick)
+        model.number += 1
+        self.bench.store.open_image(model.owner, model.migration, model.number, 1, NAME, Mode.REPLACE)
+        model.data.clear()
+        model.complete = False
+        return True
 
-    @rule(target=committed, model=consumes(open))
-    def commit(self, model: Model) -> Model:
-        self.end(model)
-        if self.state(model) is State.OPEN:
-            assert self.bench.seal(model.migration, model.owner) == len(model.data)
-            self.bench.store.decide(model.owner, model.migration, True, "")
-        return model
+    def commit(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.open():
+            return False
+        model = of(self.open(), pick)
+        self.finish_writing(model)
+        assert self.bench.seal(model.migration, model.owner) == len(model.data)
+        self.bench.store.decide(model.owner, model.migration, True, "")
+        return True
 
-    @rule(model=consumes(open))
-    def abort(self, model: Model) -> None:
-        if self.state(model) is State.OPEN:
-            self.abort_one(model)
+    def abort(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.open():
+            return False
+        self.give_up(of(self.open(), pick))
+        return True
 
-    def abort_one(self, model: Model) -> None:
+    def give_up(self, model: Model) -> None:
         self.bench.store.link_lost(model.owner, [model.migration], "given up")
 
-    @rule(model=committed, offset=st.integers(0, 60 * PAGE), length=st.integers(0, 80 * PAGE), blank=st.booleans())
-    def discard_range(self, model: Model, offset: int, length: int, blank: bool) -> None:
-        if self.state(model) is not State.COMMITTED or (offset == 0 and length >= len(model.data)):
-            return
-        image = self.bench.store.known(model.name).at(None, NAME)[1]
+    # What is thrown away
+
+    def discard_range(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.committed():
+            return False
+        model = of(self.committed(), pick)
         size = len(model.data)
-        pages = range(-(-offset // PAGE), -(-size // PAGE) if offset + length >= size else (offset + length) // PAGE)
-        if blank:
+        if at == 0 and count >= size:
+            return False
+        pages = range(-(-at // PAGE), -(-size // PAGE) if at + count >= size else (at + count) // PAGE)
+        if flag:
             if any(reader.model is model for reader in self.live):
-                return  # CRIU reads nothing that is superseded
-            image.discard(offset, length, Kind.SUPERSEDED)
+                return False  # CRIU reads nothing that is superseded
+            self.image(model).discard(at, count, Kind.SUPERSEDED)
             model.blank |= set(pages)
             model.gone -= set(pages)
         else:
-            self.bench.store.discard_image(model.name, None, NAME, offset, length)
+            self.bench.store.discard_image(model.name, None, NAME, at, count)
             model.gone |= set(pages)
             model.blank -= set(pages)
+        return True
 
-    @rule(model=committed)
-    def discard(self, model: Model) -> None:
-        if self.state(model) is State.COMMITTED:
-            self.bench.store.discard(model.name)
+    def discard(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.committed():
+            return False
+        self.bench.store.discard(of(self.committed(), pick).name)
+        return True
 
-    @rule(model=committed, offset=st.integers(0, 70 * PAGE), length=st.integers(1, 70 * PAGE))
-    def read(self, model: Model, offset: int, length: int) -> None:
-        if self.state(model) is not State.COMMITTED or offset >= len(model.data):
-            return
-        opened = OpenedImage(self.bench.reactor, self.bench.store.known(model.name).at(None, NAME)[1])
-        results: list[Any] = []
-        opened.read(offset, min(length, MIB)).addCallbacks(
-            results.append, lambda failure: results.append(failure.value)
-        )
+    def restored(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.committed():
+            return False
+        self.bench.store.restored(of(self.committed(), pick).name)
+        return True
+
+    # What is read
+
+    def read(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.committed():
+            return False
+        model = of(self.committed(), pick)
+        at %= max(1, len(model.data))
+        opened = OpenedImage(self.bench.reactor, self.image(model))
+        results = outcome(opened.read(at, count))
         opened.close()
-        image = self.bench.store.known(model.name).at(None, NAME)[1]
-        expected = model.expected(offset, min(length, MIB))
-        if image.table.pages[Kind.RELEASED]:
+        expected = model.expected(at, count)
+        if self.image(model).table.pages[Kind.RELEASED]:
             assert isinstance(results[0], Conflict) or results == [expected]
         elif expected is None:
             assert isinstance(results[0], Conflict)
         else:
             assert results == [expected]
+        return True
 
-    @rule(target=readers, model=committed)
-    def serve(self, model: Model) -> Reader | None:
-        if self.state(model) is not State.COMMITTED or len(self.live) > 20:
-            return None
+    def serve(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if len(self.live) >= MOST_READERS or not self.committed():
+            return False
+        model = of(self.committed(), pick)
         restore = self.bench.store.namespace(model.name).begin(None)
-        found: list[Any] = []
-        restore.open(None, NAME).addCallbacks(found.append, lambda failure: found.append(failure.value))
+        found = outcome(restore.open(None, NAME))
         if isinstance(found[0], Conflict):
             assert self.release
-            return None
+            return False
         theirs, ours = socket.socketpair()
         theirs.setblocking(False)
-        results: list[Any] = []
-        reader = Reader(model, found[0], theirs, ours, results, restore)
-        found[0].serve(ours.fileno()).addCallbacks(results.append, lambda failure: results.append(failure.value))
-        self.live.append(reader)
-        return reader
+        results = outcome(found[0].serve(ours.fileno()))
+        self.live.append(Reader(model, found[0], theirs, ours, results, restore))
+        return True
 
-    @rule(reader=readers, offset=st.integers(0, 70 * PAGE), length=st.integers(0, 70 * PAGE))
-    def skip(self, reader: Reader | None, offset: int, length: int) -> None:
-        if reader in self.live and reader is not None and not reader.results:
-            start, stop = reader.opened.skip(offset, length)
-            assert stop <= max(len(reader.model.data), start)
-            if stop > start:
-                reader.skips.append((start, stop))
+    def skip(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if not self.live:
+            return False
+        reader = of(self.live, pick)
+        if reader.results:
+            return False
+        start, stop = reader.opened.skip(at, count)
+        assert stop <= max(len(reader.model.data), start)
+        if stop > start:
+            reader.skips.append((start, stop))
+        return True
 
-    @rule(reader=readers, turns=st.integers(1, 4))
-    def go_on(self, reader: Reader | None, turns: int) -> None:
+    def go_on(self, pick: int, at: int, count: int, flag: bool) -> bool:
         """The reader takes what there is."""
-        if reader not in self.live or reader is None:
-            return
-        for _ in range(turns):
-            if reader not in self.live:
-                break
+        if not self.live:
+            return False
+        reader = of(self.live, pick)
+        for _ in range(1 + at % 4):
             for writer in list(self.bench.reactor.writers):
                 if writer is reader.opened._server:
                     writer.doWrite()
             self.take(reader)
+            if reader.results:
+                self.finish(reader)
+                break
+        return True
 
     def take(self, reader: Reader) -> None:
-        while True:
-            try:
-                piece = reader.theirs.recv(MIB)
-            except BlockingIOError:
-                break
-            if not piece:
-                break
-            reader.got += piece
-        if reader.results:
-            self.finish(reader)
+        with contextlib.suppress(BlockingIOError):
+            while piece := reader.theirs.recv(MIB):
+                reader.got += piece
 
     def finish(self, reader: Reader) -> None:
         """It is over: what came is what should come, as far as it came."""
@@ -308,11 +374,12 @@ class Cache(RuleBasedStateMachine):
             assert len(reader.got) == len(kept) == reader.results[0]
         self.close(reader)
 
-    @rule(reader=readers)
-    def leave(self, reader: Reader | None) -> None:
+    def leave(self, pick: int, at: int, count: int, flag: bool) -> bool:
         """The reader closes its end early."""
-        if reader in self.live and reader is not None:
-            self.close(reader)
+        if not self.live:
+            return False
+        self.close(of(self.live, pick))
+        return True
 
     def close(self, reader: Reader) -> None:
         self.live.remove(reader)
@@ -325,23 +392,29 @@ class Cache(RuleBasedStateMachine):
         reader.opened.close()
         reader.restore.finished()
 
-    @rule(model=committed)
-    def restored(self, model: Model) -> None:
-        if self.state(model) is State.COMMITTED:
-            self.bench.store.restored(model.name)
+    # What the cache does by itself
 
-    @rule()
-    def turns(self) -> None:
+    def turns(self, pick: int, at: int, count: int, flag: bool) -> bool:
         """What is to be done at once is done: giving back, spilling."""
-        self.bench.settle()
+        settle(self.bench.clock)
+        return True
 
-    @rule()
-    def spill_now(self) -> None:
+    def compare(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        """Some pages that came before are compared, in between."""
+        if not self.bench.store.memory.backlog:
+            return False
+        self.bench.store.memory.backlog.work(1 + count)
+        return True
+
+    def spill_now(self, pick: int, at: int, count: int, flag: bool) -> bool:
+        if self.bench.store.policy.spill is None:
+            return False
         spiller = self.bench.store._spiller
         wanted, spiller._wanted = spiller._wanted, lambda: True
         spiller.start()
-        self.bench.settle()
+        settle(self.bench.clock)
         spiller._wanted = wanted
+        return True
 
     @invariant()
     def the_budget_holds(self) -> None:
@@ -385,8 +458,21 @@ class Cache(RuleBasedStateMachine):
         assert len(os.listdir("/proc/self/fd")) <= self.fds
 
 
-TestCache = Cache.TestCase
-TestCache.settings = settings(
-    max_examples=max(1, OPERATIONS // STEPS), stateful_step_count=STEPS, deadline=None,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+def of(what: list[Any], pick: int) -> Any:
+    """One of them."""
+    return what[pick % len(what)]
+
+
+class TestCache(Cache.TestCase):  # type: ignore[misc, name-defined]
+    """The run."""
+
+    settings = settings(
+        max_examples=OPERATIONS // STEPS * 6 // 5, stateful_step_count=STEPS, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+    def runTest(self) -> None:
+        """All examples; at least so many operations were done, and of every kind."""
+        super().runTest()
+        assert sum(DONE.values()) >= OPERATIONS, DONE
+        assert DONE.keys() == WEIGHTS.keys(), DONE

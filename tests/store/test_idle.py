@@ -1,0 +1,159 @@
+"""Free memory that has its pages ahead of time, and pages that are compared when there is time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from criu_relay.interfaces import IGrowing, Mode
+from criu_relay.store.arena import LARGEST, Arena
+from criu_relay.store.idle import LOOK_SECONDS, PAUSE_SECONDS, Idle
+from criu_relay.store.opened import read_bytes
+from criu_relay.store.policy import Dedup
+from criu_relay.wire.link import ENTRY, PAGE, extent_cost
+from tests.store.support import ALICE, Bench, digest
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    made = Arena(16 * MIB, keep=4 * MIB)
+    yield made
+    made.close()
+
+
+def resident(arena: Arena) -> int:
+    """Bytes of the memfds that have pages."""
+    return sum(os.fstat(region.fd).st_blocks * 512 for region in arena._regions)
+
+
+def test_memory_gets_its_pages_up_to_what_is_kept(arena: Arena) -> None:
+    assert arena.warm(MIB) is True
+    assert (arena.recycled, resident(arena)) == (MIB, MIB)
+    assert arena.warm(100 * MIB) is False
+    assert (arena.recycled, resident(arena)) == (4 * MIB, 4 * MIB)
+    assert arena.warm(MIB) is False
+    extents = [arena.allocate(LARGEST) for _ in range(4)]
+    assert resident(arena) == 4 * MIB, "what is allocated is what was warm"
+    assert arena.recycled == 0
+    assert arena.warm(100 * MIB) is False
+    assert arena.recycled == 4 * MIB
+    for extent in extents:
+        assert extent is not None
+        arena.free(extent)
+
+
+def test_the_budget_is_not_passed() -> None:
+    arena = Arena(3 * MIB, keep=3 * MIB)
+    extent = arena.allocate(LARGEST)
+    assert extent is not None
+    while arena.warm(MIB):
+        pass
+    assert arena.used + arena.recycled <= arena.limit
+    arena.free(extent)
+    arena.close()
+
+
+def test_punched_memory_gets_them_again(arena: Arena) -> None:
+    extent = arena.allocate(LARGEST)
+    assert extent is not None
+    extent.view[0] = 1
+    arena.free(extent, shared=True)
+    while arena.trim(MIB):
+        pass
+    assert resident(arena) == 0
+    assert arena.warm(100 * MIB) is False
+    assert resident(arena) == 4 * MIB
+
+
+def test_it_works_a_little_at_a_time_and_not_while_images_come() -> None:
+    bench = Bench(16 * MIB, keep=4 * MIB, dedup=Dedup.PAGES)
+    idle = Idle(bench.clock, bench.store.memory)
+    idle.startService()
+    arena = bench.arena
+    assert arena.recycled == MIB
+    bench.clock.advance(PAUSE_SECONDS)
+    assert arena.recycled == 2 * MIB
+    data = Random(1).randbytes(MIB)
+    migration = bench.begin()
+    for number in (1, 2):
+        bench.write(migration, data, number, f"pages-{number}.img")
+    bench.clock.advance(PAUSE_SECONDS)
+    assert (arena.allocated, arena.recycled) == (2 * MIB, 0), "images come"
+    bench.clock.advance(LOOK_SECONDS)
+    assert (arena.allocated, len(bench.store.memory.backlog)) == (2 * MIB, 2), "the first is compared"
+    bench.clock.pump([PAUSE_SECONDS] * 20)
+    assert (arena.allocated, len(bench.store.memory.backlog)) == (MIB, 0)
+    assert arena.recycled == 4 * MIB
+    idle.stopService()
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_when_memory_is_short_pages_are_compared_although_images_come() -> None:
+    """Those that came before, and those that come."""
+    bench = Bench(16 * MIB, keep=0, dedup=Dedup.PAGES)
+    memory = bench.store.memory
+    idle = Idle(bench.clock, memory)
+    idle.startService()
+    data = Random(2).randbytes(8 * MIB)
+    migration = bench.begin()
+    bench.write(migration, data, end=False)
+    assert memory.short
+    for at in range(0, len(data), MIB):
+        bench.more(migration, data[at : at + MIB])
+        bench.clock.advance(LOOK_SECONDS)
+    assert bench.arena.allocated < 12 * MIB
+    whole = data + data
+    bench.store.end_image(ALICE, migration, 1, len(whole), digest(whole))
+    bench.settle()
+    assert bench.arena.allocated == len(data), "equal pages are held once, whichever were compared when"
+    image = bench.generation(migration).image(1)
+    for at in range(0, len(whole), MIB):
+        assert read_bytes(image, at, MIB) == whole[at : at + MIB]
+    idle.stopService()
+
+
+def test_who_waits_for_memory_is_not_given_up_while_pages_are_compared() -> None:
+    """Two that only fit because they are equal: what the first brought is compared when the second waits."""
+    bench = Bench(16 * MIB, keep=0, dedup=Dedup.PAGES)
+    lost: list[bytes] = []
+    bench.store.rejected = lambda migration, reason: lost.append(migration)
+    idle = Idle(bench.clock, bench.store.memory)
+    idle.startService()
+    granted: dict[bytes, int] = {}
+    bench.store.credits.granted = granted.__setitem__
+    data = Random(3).randbytes(10 * MIB)
+    for name in ("one", "two"):
+        migration = bench.begin(name)
+        bench.store.snapshot(ALICE, migration, 1, "")
+        bench.store.open_image(ALICE, migration, 1, 1, "pages-1.img", Mode.REPLACE)
+        bench.store.credit(ALICE, migration)
+        sent = spent = 0
+        while sent < len(data):
+            count = min(len(data) - sent, (granted.get(migration, 0) - spent) // (PAGE + ENTRY) * PAGE, MIB)
+            if count:
+                cost = extent_cost(sent, count)
+                growing = bench.store.writing(ALICE, migration, 1, sent, cost)
+                fill(growing, data[sent : sent + count])
+                sent, spent = sent + count, spent + cost
+            bench.clock.advance(PAUSE_SECONDS)
+            assert not lost
+        bench.store.end_image(ALICE, migration, 1, len(data), digest(data))
+        bench.seal(migration)
+        bench.store.decide(ALICE, migration, True, "")
+    bench.settle()
+    assert bench.arena.allocated == len(data)
+    idle.stopService()
+
+
+def fill(growing: IGrowing, data: bytes) -> None:
+    while data:
+        room = growing.reserve(len(data))
+        count = min(len(room.view), len(data))
+        room.view[:count] = data[:count]
+        growing.written(count)
+        data = data[count:]
