@@ -8,7 +8,7 @@
 # make docs      the documentation as HTML: build/docs/index.html
 # make manual    write the manual pages and completions again
 # make deb       a package for this Debian: build/criu-relay_*.deb
-# make try-deb   install that package in a clean root (debootstrap), run both daemons there, remove it again
+# make try-deb   a new user's first hour in a clean root: systemd, that package, the commands of the pages, removal
 # make proto     generate those modules again
 # make format    ruff's formatting
 # make clean     remove what these made

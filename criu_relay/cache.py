@@ -81,7 +81,8 @@ class Cache(Daemon):
     def summary(self) -> str:
         """See L{Daemon.summary}."""
         arena, links = self.store.arena, len(self.receiver.links)
-        return f"{links} links, {len(self.store.namespaces)} namespaces, {size(arena.used)} of {size(arena.limit)}"
+        namespaces = sum(namespace.newest is not None for namespace in self.store.namespaces.values())
+        return f"{links} links, {namespaces} namespaces, {size(arena.used)} of {size(arena.limit)}"
 
     def accept_no_more(self) -> None:
         """See L{Daemon.accept_no_more}."""

@@ -93,6 +93,7 @@ class _RelayOptions(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()
+        self._is_wrong = False
         for name in REPEATABLE:
             self[name] = []
 
@@ -122,7 +123,9 @@ class _RelayOptions(usage.Options):
         return f"Usage: twistd [-n --pidfile=] criu-relay-{self.role} [options]"
 
     def getUsage(self, width: int | None = None) -> str:
-        """See L{usage.Options}: with examples."""
+        """See L{usage.Options}: with examples; after an error, which twistd prints below it, where to find all that."""
+        if self._is_wrong:
+            return f"Its options: twistd criu-relay-{self.role} --help"
         return f"{super().getUsage(width)}\n{self.examples}"
 
     def parseOptions(self, options: Any = None) -> None:
@@ -131,6 +134,7 @@ class _RelayOptions(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
+            self._is_wrong = True
             if isinstance(error.__context__, getopt.GetoptError):
                 raise usage.UsageError(f"{error}; give one that --help lists, as it is shown there") from error
             raise

@@ -263,6 +263,12 @@ class LinkOutlet:
 
     # The link
 
+    def unreachable(self, error: LinkLost) -> None:
+        """Nothing answers where the link leads to; said once, as it is tried again and again."""
+        if self._error != error.reason:
+            self.log.warn("{line}", line=error.line)
+            self._error = error.reason
+
     def _resume(self, connection: LinkConnection, resume: link_pb2.Resume) -> None:
         self._machine.feed(Event.RESUME)
         if self._giving_up is not None:

@@ -10,13 +10,15 @@ from typing import Any
 
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString, serverFromString
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from criu_relay.errors import Conflict, Invalid
+from criu_relay.errors import Conflict, Invalid, LinkLost
 from criu_relay.link.connection import LinkConnection
 from criu_relay.link.transports import Inherited, Ownership
 
@@ -68,15 +70,37 @@ class LinkFactory(Factory):
             connection.bye("the daemon stops")
 
 
+@implementer(IStreamClientEndpoint)
+class TellingEndpoint:
+    """An endpoint that tells why nothing answers there; whoever connects gets the failure all the same."""
+
+    def __init__(self, reactor: Any, description: str, failed: Callable[[LinkLost], None]) -> None:
+        self._description = description
+        self._endpoint = clientFromString(reactor, description)
+        self._failed = failed
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See L{IStreamClientEndpoint}."""
+        return self._endpoint.connect(protocolFactory).addErrback(self._tell)
+
+    def _tell(self, failure: Failure) -> Failure:
+        if failure.check(CancelledError) is None:
+            why = failure.getErrorMessage().rstrip(".")
+            hint = "start criu-relay-cache there, or correct --link"
+            self._failed(LinkLost(f"cannot connect to {self._description}: {why}", hint=hint))
+        return failure
+
+
 class LinkClient(Service):
     """The proxy's side of --link: connects, and again with back-off whenever the link is lost."""
 
     log = Logger()
 
-    def __init__(self, reactor: Any, endpoint: str, made: Made) -> None:
+    def __init__(self, reactor: Any, endpoint: str, made: Made, failed: Callable[[LinkLost], None]) -> None:
+        """@param failed: called with the reason whenever it could not connect."""
         self._factory = LinkFactory(made, Ownership())
         self._client = ClientService(
-            clientFromString(reactor, endpoint),
+            TellingEndpoint(reactor, endpoint, failed),
             self._factory,
             retryPolicy=backoffPolicy(FIRST_RETRY, LAST_RETRY, RETRY_FACTOR, lambda: random.uniform(0, JITTER)),
             clock=reactor,

@@ -335,7 +335,7 @@ class Store:
         if left > 0 or any(image.readers for image in generation.images()):
             self._clock.callLater(max(left, TTL_LOOK_SECONDS), self._expire, generation)
         else:
-            generation.feed(Event.DISCARD, f"nobody asked for it for {ttl:g} s")
+            generation.feed(Event.DISCARD, f"discarded, as nobody asked for it for {ttl:g} s")
 
     def _decided(self, generation: Generation) -> None:
         generation.decided_at = generation.decided_at or self._clock.seconds()
@@ -348,7 +348,7 @@ class Store:
                 why=generation.reason, who=generation.source or f"the proxy {generation.owner.peer}", todo=TODO,
             )  # fmt: skip
         else:
-            self.log.info("namespace {name}: {state} {why}", name=home.name, state=state.value, why=generation.reason)
+            self.log.info("namespace {name}: {why}", name=home.name, why=generation.reason or state.value)
         self.credits.end(generation.migration)
         if state is State.COMMITTED:
             generation.asked_at = self._clock.seconds()

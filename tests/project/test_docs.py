@@ -58,8 +58,8 @@ def place() -> Iterator[Path]:
 
 
 def script_of(page: str) -> str:
-    """The commands of a page."""
-    (script,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    """The commands of a page: its first part of them."""
+    script, *_ = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     return script
 
 

@@ -120,7 +120,7 @@ class TestNotifier:
 def test_a_life(relay: Relay, manager: Manager) -> None:
     """READY only when it works, STATUS when something changes, WATCHDOG again and again, STOPPING at the end."""
     relay.environment["WATCHDOG_USEC"] = "200000"
-    cache = relay.start_cache(ready=False)
+    cache = relay.start_cache("--stream", str(relay.directory("b/web")), ready=False)
     seen = manager.wait("READY", "1")
     assert cache.get("/healthz") == {"role": "cache"}, "who is ready answers"
     assert "0 links, 0 namespaces" in next(m for m in manager.messages if "READY" in m)["STATUS"]

@@ -770,6 +770,15 @@ def test_help_teaches(side: type[ProxyOptions] | type[CacheOptions], capsys: pyt
     assert max(map(len, shown.splitlines())) < 100
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_an_error_is_not_buried_in_help(side: type[ProxyOptions] | type[CacheOptions]) -> None:
+    """twistd prints what the options say of themselves, and then the error: in a journal that is all there is."""
+    options = side()
+    with pytest.raises(usage.UsageError):
+        options.parseOptions(["--idle", "never"])
+    assert str(options).splitlines() == [options.getSynopsis(), f"Its options: twistd criu-relay-{side.role} --help"]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(ProxyOptions, "--version")
