@@ -124,9 +124,7 @@ class IGrowing(Interface):
         """The first `count` bytes of what is left of the room reserved last are filled."""
 
     def grow(runs: Sequence[int]) -> None:
-        """The next bytes: of the room reserved last, zeros, of the room, ..., so many each.
-
-        Zeros are whole pages of 4096 bytes, from a multiple of 4096 on.
+        """The next bytes: of the room reserved last, zeros (whole pages, from the beginning of one on), of the room, ...
 
         @raise RelayError: there is no memory for it, and there will be none.
         """

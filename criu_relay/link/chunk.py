@@ -111,21 +111,25 @@ class Chunk:
         if count < 1:
             return 0
         view, end = self.extent.view, begin + count * wire.PAGE
-        words = rows(view[begin:end])
-        empty = zero_rows(words)
+        empty = zero_rows(rows(view[begin:end]))
         kept = count - int(numpy.count_nonzero(empty))
         self._looked = begin + kept * wire.PAGE
         if kept == count:
             return 0
-        words[:kept] = words[~empty]
         left = self.filled - end
-        view[self._looked : self._looked + left] = bytes(view[end : self.filled])
         self._extend(begin - self.filled, False)
         edges = [0, *(numpy.flatnonzero(numpy.diff(empty)) + 1).tolist(), count]
+        target = begin
         for first, last in itertools.pairwise(edges):
-            self._extend((last - first) * wire.PAGE, bool(empty[first]))
+            length, zeros = (last - first) * wire.PAGE, bool(empty[first])
+            self._extend(length, zeros)
+            if not zeros:
+                source = begin + first * wire.PAGE
+                view[target : target + length] = view[source : source + length]
+                target += length
+        view[target : target + left] = view[end : self.filled]
         self._extend(left, False)
-        self.filled = self._looked + left
+        self.filled = target + left
         return (count - kept) * wire.PAGE
 
     def take(self, credit: int) -> Part | None:

@@ -1,4 +1,4 @@
-"""What can wait until no image comes: pages are compared, and free memory gets its pages.
+"""What can wait until no image comes or is read: pages are compared, and free memory gets its pages.
 
 The next migration then writes into memory at a fourth of the cost, and a process that stands still waits for neither.
 """
@@ -19,11 +19,11 @@ PAUSE_SECONDS = 0.001
 """Between two turns: whatever else there is to do comes first."""
 
 LOOK_SECONDS = 0.5
-"""How often it is looked whether there is something to do: while images come, or nothing was."""
+"""How often it is looked whether there is something to do: while images move, or nothing was."""
 
 
 class Idle(Service):
-    """Works while no image comes; pages are also compared while some do, when memory is short."""
+    """Works while no image comes or is read; pages are also compared meanwhile, when memory is short."""
 
     def __init__(self, clock: IReactorTime, memory: Memory) -> None:
         self._clock = clock
@@ -48,7 +48,7 @@ class Idle(Service):
     def _work(self) -> bool:
         """One turn's; whether there is more to do now."""
         memory = self._memory
-        quiet, self._seen = self._seen == memory.arrived, memory.arrived
+        quiet, self._seen = self._seen == memory.moves, memory.moves
         if (quiet or memory.short) and memory.backlog.work(BYTES_PER_TURN):
             return True
         return quiet and memory.arena.warm(BYTES_PER_TURN)

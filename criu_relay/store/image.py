@@ -11,40 +11,18 @@ import xxhash
 from zope.interface import implementer
 
 from criu_relay.errors import Aborted, Conflict, OutOfMemory, ProtocolError
-from criu_relay.flow.vectors import vectors
 from criu_relay.flow.zeros import PAGE, hash_zeros, zero_rows
 from criu_relay.interfaces import IGrowing, Room
 from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, class_of
 from criu_relay.store.memory import Memory
 from criu_relay.store.pages import PageIndex
-from criu_relay.store.piece import Piece
 from criu_relay.store.policy import Dedup
-from criu_relay.store.table import ENTRY, RUN, Kind, PageTable, entry, kinds, numbers, pages_of
+from criu_relay.store.readable import Readable, Spill
+from criu_relay.store.table import ENTRY, RUN, Kind, entry, kinds, numbers, pages_of
 
 GENEROUS = 16
 """An image takes more than it needs now (which saves extents, and pieces of one are served at once) as long as that is
 less than this part of what the budget has left."""
-
-_MAPPED = numpy.array([kind in (Kind.HELD, Kind.ZERO, Kind.SUPERSEDED) for kind in Kind])
-"""By kind: whether such pages can be read where they are mapped."""
-
-GONE = {Kind.RELEASED: "given back as they were read", Kind.DISCARDED: "discarded"}
-"""Why bytes of a kind cannot be read."""
-
-
-class Spill(Protocol):
-    """A file that pages of images lie in, by number."""
-
-    fd: int
-
-    def append(self, image: Image, start: int) -> None:
-        """Move pages there."""
-
-    def punch(self, numbers: numpy.ndarray) -> None:
-        """These are not wanted any more."""
-
-    def leave(self, image: Image) -> None:
-        """It has no pages there any more."""
 
 
 class Reader(Protocol):
@@ -55,7 +33,7 @@ class Reader(Protocol):
 
 
 @implementer(IGrowing)
-class Image:
+class Image(Readable):
     """A named sequence of bytes.
 
     What is written lies in pages of the arena; once a page is complete it may turn out to be zeros, or equal to
@@ -63,30 +41,22 @@ class Image:
 
     @ivar number: what the link calls it.
     @ivar snapshot: index of its snapshot, from 1.
-    @ivar size: bytes so far.
     @ivar complete: its end was seen; an append opens it again.
     @ivar digest: xxh3-128 of all bytes, once complete and when the source gave one.
     @ivar readers: who has it open; its pages stay until they are done.
     @ivar dropped: nobody may open it any more.
     @ivar inspected: pages that were looked at for zeros; of those, `compared`: that were compared in the end.
-    @ivar pool: the memory of all images.
-    @ivar spill: where its SPILLED pages are.
     """
 
     def __init__(self, memory: Memory, index: PageIndex, number: int, snapshot: int, name: str) -> None:
+        super().__init__(memory, name)
         self.number = number
         self.snapshot = snapshot
-        self.name = name
-        self.size = 0
         self.complete = False
         self.digest: bytes | None = None
         self.readers: set[Reader] = set()
         self.dropped = False
         self.inspected = self.compared = 0
-        self.spill: Spill | None = None
-        self.table = PageTable()
-        self.pool = memory
-        self._arena = memory.arena
         self.index = index
         self._hash: Any = xxhash.xxh3_128()
         self._promised = 0  # reserved bytes of the arena that are for this image
@@ -95,6 +65,7 @@ class Image:
         self._packed = 0  # the page that the next one which is kept is moved to,
         self._spare = 0  # and how many there are
         self._extent = 0  # bytes of the extent taken last
+        self._zeros = False  # there are zeros among the pages that were not looked at
         self._room = memoryview(b"")
 
     # Growing
@@ -144,6 +115,7 @@ class Image:
         if begun:
             self._note(begun)
             if zeros:
+                self._zeros = True
                 self.table.extend(self._next, numpy.diff(ends))
             else:
                 self.table.hold(self._next, begun)
@@ -151,7 +123,7 @@ class Image:
             self._next += begun - zeros
             self._ahead -= begun - zeros
         self.size += sum(runs)
-        self.pool.arrived += sum(runs)
+        self.pool.moves += 1
 
     def _update_hash(self, runs: Sequence[int]) -> None:
         """The room that was filled is used up."""
@@ -248,6 +220,11 @@ class Image:
         if self.pool.dedup is Dedup.OFF or start == stop:
             return
         self._room = memoryview(b"")
+        zeros, self._zeros = self._zeros, False
+        if self.pool.dedup is Dedup.ZERO and not zeros:
+            _, first = self.table.at(start)
+            if not zero_rows(self._arena.words(first, stop - start)).any():
+                return
         entries = self.table.slice(start, stop)
         held = numpy.flatnonzero(kinds(entries) == Kind.HELD)
         if not len(held):
@@ -309,50 +286,6 @@ class Image:
         self.pool.reclaimer.schedule()
 
     # Reading
-
-    def piece(self, offset: int) -> Piece:
-        """The run of bytes from `offset` (below `size`) on.
-
-        @raise Conflict: that range was thrown away.
-        """
-        kind, number, count = self.table.run(offset // PAGE)
-        if kind in GONE:
-            raise Conflict(f"image {self.name}: the bytes at {offset} were {GONE[kind]}")
-        skip = offset % PAGE
-        view: memoryview | None
-        if kind is Kind.SPILLED and self.spill is not None:
-            fd, start, view = self.spill.fd, number * PAGE, None
-        elif kind is Kind.HELD:
-            _, count = next(self._arena.parts(number, count))
-            fd, start = self._arena.locate(number)
-            view = self._arena.view(number, count)
-        else:
-            fd, start, view = self.pool.zeros.fd, 0, self.pool.zeros.view[: count * PAGE]
-        length = min(count * PAGE - skip, self.size - offset)
-        return Piece(fd, start + skip, length, None if view is None else view[skip : skip + length])
-
-    def runs(self, offset: int, most: int) -> numpy.ndarray:
-        """At most `most` bytes from `offset` on where they lie in memory, as far as they do: see L{vectors}."""
-        skip, end = offset % PAGE, min(offset + most, self.size)
-        entries = self.table.slice(offset // PAGE, min(offset // PAGE + RUN, pages_of(end)))
-        found = kinds(entries)
-        mapped = _MAPPED[found]
-        count = len(entries) if mapped.all() else int(mapped.argmin())
-        held = found[:count] == Kind.HELD
-        addresses = self.pool.zeros.address + PAGE * numpy.arange(count)
-        addresses[held] = self._arena.addresses(numbers(entries[:count], Kind.HELD))
-        starts = numpy.flatnonzero(numpy.diff(addresses, prepend=0) != PAGE)
-        addresses, lengths = addresses[starts], PAGE * numpy.diff(starts, append=count)
-        if count:
-            addresses[0] += skip
-            lengths[0] -= skip
-            lengths[-1] -= max(0, (offset // PAGE + count) * PAGE - end)
-        return vectors(addresses, lengths)
-
-    def passed(self, offset: int, count: int) -> None:
-        """A pipe or socket refers to these bytes now."""
-        entries = self.table.slice(offset // PAGE, pages_of(offset + count))
-        self.pool.pages.passed(numbers(entries, Kind.HELD))
 
     def opened(self, reader: Reader) -> None:
         """One more reader."""

@@ -21,7 +21,7 @@ class Memory:
 
     @ivar zeros: what pages of zeros are served from; nothing is ever written to it.
     @ivar stirred: set when something moves (bytes come, are read, are given back), for who waits for that.
-    @ivar arrived: bytes of images that have come so far, for who waits until none do.
+    @ivar moves: how often bytes of an image came or were read, for who waits until none do.
     @ivar backlog: images with pages that were not compared when they came.
     """
 
@@ -29,7 +29,7 @@ class Memory:
         self.arena = arena
         self.dedup = dedup
         self.stirred = False
-        self.arrived = 0
+        self.moves = 0
         self.backlog = Backlog()
         self.pages = Pages(arena)
         self.reclaimer = Reclaimer(clock, self.pages)

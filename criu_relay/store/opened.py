@@ -108,6 +108,7 @@ class OpenedImage:
     def moved(self, position: int) -> None:
         """Nothing before it is read any more."""
         self._image.pool.stirred = True
+        self._image.pool.moves += 1
         if self._release:
             stop = pages_of(position) if position == self.size else position // PAGE
             if stop > self._released:

@@ -40,7 +40,6 @@ P = ParamSpec("P")
 def _guarded(step: Callable[Concatenate[PayloadReader, P], R]) -> Callable[Concatenate[PayloadReader, P], R]:
     """Raise what was raised before, remember what is raised now, and refuse to be entered twice."""
 
-    @functools.wraps(step)
     def guarded(self: PayloadReader, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._error is not None:
             raise self._error
@@ -55,6 +54,7 @@ def _guarded(step: Callable[Concatenate[PayloadReader, P], R]) -> Callable[Conca
         finally:
             self._busy = False
 
+    functools.update_wrapper(guarded, step)
     return guarded
 
 
