@@ -112,21 +112,18 @@ class IPassingSink(IImageSink):
 
 
 class IGrowing(Interface):
-    """An image that bytes are appended to."""
+    """An image that bytes are appended to. Raises L{RelayError} where there is no memory, and will be none."""
 
     def reserve(size: int) -> Room:
-        """Room for at least one of the next `size` bytes.
-
-        @raise RelayError: there is none, and there will be none.
-        """
+        """Room for at least one of the next `size` bytes."""
 
     def written(count: int) -> None:
         """The first `count` bytes of what is left of the room reserved last are filled."""
 
     def grow(runs: Sequence[int]) -> None:
-        """The next bytes: of the room reserved last, zeros (whole pages, from the beginning of one on), of the room, ...
+        """The next bytes: of the room reserved last, zeros, of the room, ..., so many each.
 
-        @raise RelayError: there is no memory for it, and there will be none.
+        Zeros are whole pages of 4096 bytes, from a multiple of 4096 on.
         """
 
 

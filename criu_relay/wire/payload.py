@@ -40,7 +40,7 @@ P = ParamSpec("P")
 def _guarded(step: Callable[Concatenate[PayloadReader, P], R]) -> Callable[Concatenate[PayloadReader, P], R]:
     """Raise what was raised before, remember what is raised now, and refuse to be entered twice."""
 
-    def guarded(self: PayloadReader, *args: P.args, **kwargs: P.kwargs) -> R:
+    def guarded(self: PayloadReader, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._error is not None:
             raise self._error
         if self._busy:
