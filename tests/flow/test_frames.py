@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from criu_relay.flow.frames import (
     BYTES_PER_TURN,
     COPIED_PAYLOAD,
     GATHERED,
+    LOW_WATER,
     MemfdRange,
     OutFrame,
     SocketFrameReader,
@@ -470,6 +473,89 @@ def test_split_reads(reading: Any) -> None:
     reader.doRead()
     assert target.turns == 2
     assert target.ends == []
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[SocketFrameReader, Target, socket.socket]]:
+    """A reader on a TCP connection whose target awaits a payload."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    ours.setblocking(False)
+    target = Target([LOW_WATER])
+    reader = SocketFrameReader(FakeReactor(), ours, target, target.turn_ended, target.ends.append)
+    reader.start()
+    target.awaited = 2 * LOW_WATER
+    theirs.sendall(b"header")
+    assert ready(reader, patience=10.0)
+    reader.doRead()
+    yield reader, target, theirs
+    reader.stop()
+    ours.close()
+    theirs.close()
+
+
+def ready(reader: SocketFrameReader, patience: float = 0.0) -> bool:
+    """Whether the reactor would call it."""
+    return bool(select.select([reader], [], [], patience)[0])
+
+
+def test_a_large_payload_is_not_taken_crumb_by_crumb(waiting: Any) -> None:
+    reader, target, peer = waiting
+    peer.sendall(bytes(LOW_WATER - 1))
+    assert not ready(reader)
+    peer.sendall(b"x")
+    assert ready(reader, patience=10.0)
+    reader.doRead()
+    assert len(target.data) == len(b"header") + LOW_WATER
+
+
+def test_what_is_less_than_awaited_is_waited_for(waiting: Any) -> None:
+    reader, target, peer = waiting
+    target.awaited = 10
+    peer.sendall(bytes(LOW_WATER))
+    assert ready(reader, patience=10.0)
+    reader.doRead()
+    peer.sendall(bytes(9))
+    assert not ready(reader)
+    peer.sendall(b"x")
+    assert ready(reader, patience=10.0)
+
+
+def test_a_header_is_taken_byte_by_byte(waiting: Any) -> None:
+    reader, target, peer = waiting
+    target.awaited = 0
+    peer.sendall(bytes(LOW_WATER))
+    assert ready(reader, patience=10.0)
+    reader.doRead()
+    peer.sendall(b"h")
+    assert ready(reader, patience=10.0)
+
+
+def test_a_slow_peer_is_heard_when_it_is_looked(waiting: Any) -> None:
+    reader, target, peer = waiting
+    peer.sendall(b"slow")
+    assert not ready(reader)
+    reader.look()
+    assert ready(reader, patience=10.0)
+    reader.doRead()
+    assert target.data == b"headerslow"
+    peer.sendall(b"ly")
+    assert not ready(reader)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_the_end_is_not_waited_for(waiting: Any, reset: bool) -> None:
+    reader, target, peer = waiting
+    if reset:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.sendall(b"cut")
+    peer.close()
+    assert ready(reader, patience=10.0)
+    while not target.ends:
+        reader.doRead()
+    assert isinstance(target.ends[0], ConnectionResetError) is reset
 
 
 def test_the_end(reading: Any) -> None:

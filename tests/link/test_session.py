@@ -10,8 +10,10 @@ import pytest
 from criu_relay.errors import RelayError
 from criu_relay.flow.zeros import PAGE
 from criu_relay.interfaces import Mode
+from criu_relay.link.receiver import FRAMES_PER_ACK
 from criu_relay.store.credit import STALL_SECONDS
 from criu_relay.store.generation import State
+from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
 from criu_relay.wire.link_pb2 import Frame
 from tests.link.session import FIRST, KEPT, SECOND, Session, contents, states
@@ -48,6 +50,29 @@ def test_as_it_should_be() -> None:
     assert contents(loop, "web") == KEPT
     assert loop.window_arena.used == 0
     assert loop.outlet.describe()["state"] == "up"
+
+
+def test_large_frames_are_acknowledged_together() -> None:
+    """As long as the payload of the next is coming in; at a boundary at once."""
+    loop = Loop().connect()
+    said, part = loop.cache, 100
+    begin = [
+        Frame(namespace=link_pb2.Namespace(migration=FIRST, name="web")),
+        Frame(snapshot=link_pb2.Snapshot(migration=FIRST, index=1, label="")),
+        Frame(image=link_pb2.Image(migration=FIRST, image=1, snapshot=1, name="a", mode=link_pb2.REPLACE)),
+    ]
+    said.say(*begin)
+    assert [frame.ack.frames for frame, _ in said.heard() if frame.HasField("ack")] == [3]
+    acknowledged = []
+    for number in range(2 * FRAMES_PER_ACK):
+        extent = Frame(extent=link_pb2.Extent(migration=FIRST, image=1, offset=number * part), payload=part)
+        data = wire.encode(extent) + bytes(part)
+        cut = len(data) - 1
+        said.connection.dataReceived((b"z" if number else b"") + data[:cut])
+        acknowledged += [frame.ack.frames for frame, _ in said.heard() if frame.HasField("ack")]
+    assert acknowledged == [3 + FRAMES_PER_ACK]
+    said.connection.dataReceived(b"z")
+    assert [frame.ack.frames for frame, _ in said.heard()] == [3 + 2 * FRAMES_PER_ACK]
 
 
 def test_an_abort() -> None:
