@@ -267,9 +267,8 @@ class Migration:
     async def _until_held(self, criu: Task | None) -> None:
         if self.state is State.HELD:
             return
-        ended = partial(
-            self._lost, Aborted("criu ended before it was permitted to", "its dump.log says why", Cause.DUMP)
-        )
+        early = Aborted("criu ended before it was permitted to", "its dump.log says why", Cause.DUMP)
+        ended = partial(self._lost, early)
         ending = Ending(self._at.reactor, self._at.clock, criu, ended) if criu is not None else None
         waiting = self._held.wait()
         if self.state is State.OPEN:
@@ -349,9 +348,12 @@ class Migration:
 
     def _found(self, outcome: str) -> None:
         if outcome != "committed" and self.state is State.COMMITTED:
-            why = "lost, unless it was restored before: the cache was started anew and has the images no more"
-            self._missing(why)
+            self._missing("lost, unless it was restored before: the cache was started anew and has the images no more")
             self._at.counters.add(f"migrations_{self.state.value}")
+
+    def restored(self) -> None:
+        """Committed, and its process runs at the destination: the cache need not be asked after it."""
+        self._permission.forget().addErrback(self._unexpected)
 
     def _missing(self, reason: str) -> None:
         self.reason = reason
@@ -389,8 +391,6 @@ class Migration:
             self._verdict.stop()
         self.source.close()
         self.decided.fire()
-
-    # Odds and ends
 
     def _index(self, label: str) -> int:
         return len(self.labels) - self.labels[::-1].index(label)

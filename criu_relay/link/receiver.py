@@ -155,6 +155,7 @@ class Receiver:
         for migration, name, size in self._intake.held(owner):
             session.migrations.setdefault(migration, Migration())
             connection.send(link_pb2.Frame(held=link_pb2.Held(migration=migration, name=name, bytes=size)))
+        self._tell_restored(session)
         for migration, known_of in list(session.migrations.items()):
             if known_of.refused:
                 self._tell_refused(session, migration, known_of.refused)
@@ -227,6 +228,17 @@ class Receiver:
             if migration in session.migrations:
                 session.migrations[migration].refused = reason
                 self._tell_refused(session, migration, reason)
+
+    def restored(self, owner: Owner, migration: bytes) -> None:
+        """Its process runs: tell its proxy, now or when it is linked again, that it need not ask after it any more."""
+        for session in self._sessions:
+            if session.owner == owner:
+                session.restored.append(migration)
+                self._tell_restored(session)
+
+    def _tell_restored(self, session: Session) -> None:
+        while session.connection is not None and session.restored:
+            session.connection.send(link_pb2.Frame(restored=link_pb2.Restored(migration=session.restored.pop())))
 
     def credited(self, migration: bytes, total: int) -> None:
         """There is memory for more of a migration: so much in all."""

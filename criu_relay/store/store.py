@@ -41,6 +41,7 @@ class Store:
     @ivar namespaces: by name.
     @ivar credits: what open namespaces may send.
     @ivar rejected: called with a migration that was given up here, and why.
+    @ivar told_restored: called with the owner of a migration whose process runs again.
     @ivar attached: whether a socket is bound for a namespace.
     @ivar accepting: new generations may begin.
     """
@@ -63,6 +64,7 @@ class Store:
         self.policy = policy
         self.counters = counters
         self.rejected: Callable[[bytes, str], None] = lambda migration, reason: None
+        self.told_restored: Callable[[Owner, bytes], None] = lambda owner, migration: None
         self.attached: Callable[[str], bool] = lambda name: False
         self._reactor = reactor
         self._clock = clock
@@ -249,6 +251,7 @@ class Store:
         generation = self._committed(name)
         if not self.policy.retain:
             generation.feed(Event.RESTORE, "restored, and its images released")
+            self.told_restored(generation.owner, generation.migration)
         return generation
 
     def discard(self, name: str) -> int:

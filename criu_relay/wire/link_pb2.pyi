@@ -220,6 +220,12 @@ class Discard(_message.Message):
     length: int
     def __init__(self, migration: _Optional[bytes] = ..., image: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
+class Restored(_message.Message):
+    __slots__ = ("migration",)
+    MIGRATION_FIELD_NUMBER: _ClassVar[int]
+    migration: bytes
+    def __init__(self, migration: _Optional[bytes] = ...) -> None: ...
+
 class Ping(_message.Message):
     __slots__ = ("nonce",)
     NONCE_FIELD_NUMBER: _ClassVar[int]
@@ -267,7 +273,7 @@ class Bye(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("payload", "hello", "namespace", "snapshot", "image", "extent", "image_end", "namespace_end", "held", "commit", "abort", "decided", "ack", "ping", "pong", "fetch", "fetched", "error", "bye", "resume", "gap", "credit", "discard")
+    __slots__ = ("payload", "hello", "namespace", "snapshot", "image", "extent", "image_end", "namespace_end", "held", "commit", "abort", "decided", "ack", "ping", "pong", "fetch", "fetched", "error", "bye", "resume", "gap", "credit", "discard", "restored")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +297,7 @@ class Frame(_message.Message):
     GAP_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     DISCARD_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_FIELD_NUMBER: _ClassVar[int]
     payload: int
     hello: Hello
     namespace: Namespace
@@ -314,4 +321,5 @@ class Frame(_message.Message):
     gap: Gap
     credit: Credit
     discard: Discard
-    def __init__(self, payload: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., namespace: _Optional[_Union[Namespace, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., image_end: _Optional[_Union[ImageEnd, _Mapping]] = ..., namespace_end: _Optional[_Union[NamespaceEnd, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ...) -> None: ...
+    restored: Restored
+    def __init__(self, payload: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., namespace: _Optional[_Union[Namespace, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., image_end: _Optional[_Union[ImageEnd, _Mapping]] = ..., namespace_end: _Optional[_Union[NamespaceEnd, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., restored: _Optional[_Union[Restored, _Mapping]] = ...) -> None: ...

@@ -270,6 +270,28 @@ def test_a_cache_that_was_started_anew_has_it_no_more(bench: Bench) -> None:
     assert len(bench.out.decisions) == 3, "told once"
 
 
+def test_what_was_restored_is_not_asked_after(bench: Bench) -> None:
+    """The cache may be started anew then: nothing is lost."""
+    bench.written("inventory.img")
+    bench.permit(copy=True)
+    bench.hold()
+    migration = bench.dump.newest
+    assert migration is not None
+    bench.dumps.restored(migration.id)
+    bench.dumps.ask_again()
+    assert len(bench.out.decisions) == 1, "it is not committed yet: what is said of it then counts for nothing"
+    bench.out.decided.callback("committed")
+    bench.dumps.restored(bytes(16))
+    bench.out.decided = Deferred()
+    bench.dumps.ask_again()
+    assert len(bench.out.decisions) == 2, "another one was restored"
+    bench.dumps.restored(migration.id)
+    bench.dumps.ask_again()
+    assert len(bench.out.decisions) == 2
+    assert bench.records.kept() == []
+    assert migration.state is State.COMMITTED
+
+
 def test_what_was_committed_before_a_restart_is_asked_after(bench: Bench) -> None:
     for number, cache in enumerate(("tcp:nowhere", "tcp:elsewhere")):
         migration = f"{number:032x}"

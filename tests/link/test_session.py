@@ -430,6 +430,26 @@ def test_an_answer_that_nobody_asked_for_ends_the_link_and_the_decision_is_told_
     assert decided == ["committed"]
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_proxy_is_told_what_was_restored(linked: bool) -> None:
+    loop = Loop(patience=30.0).connect()
+    restored: list[bytes] = []
+    loop.outlet.restored = restored.append
+    loop.store.told_restored = loop.receiver.restored
+    session = Session(loop).run()
+    if not linked:
+        loop.disconnect()
+    loop.store.restored("web")
+    if not linked:
+        loop.connect()
+    loop.pump()
+    assert restored == [FIRST]
+    assert session.outcome == ["committed"]
+    loop.disconnect()
+    loop.connect()
+    assert restored == [FIRST], "told once"
+
+
 def test_held_under_another_name_is_aborted() -> None:
     """Its bytes are right, but nobody would restore it under that name."""
     loop = Loop().connect()

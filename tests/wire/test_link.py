@@ -144,6 +144,7 @@ VALID = {
     "commit": {"migration": ID},
     "abort": {"migration": ID, "reason": ""},
     "decided": {"migration": ID, "outcome": link_pb2.UNKNOWN},
+    "restored": {"migration": ID},
     "ack": {"frames": 0},
     "resume": {"known": False, "frames": 0, "partial": 0},
     "gap": {},
