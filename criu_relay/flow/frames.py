@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from criu_relay.flow.pipes import readable_bytes
+from criu_relay.flow.sockets import TCP
 from criu_relay.flow.ways import LINK, TAKEN, Way, recv_into, recvmsg_into, sendfile, splice, write
 
 BYTES_PER_TURN = 1 << 20
@@ -38,18 +39,6 @@ socket(7)); so does L{SocketFrameReader.look}."""
 
 STOLEN = "somebody else reads the pipe of an image"
 """What was offered out of a pipe is not there: the link breaks, because the frame's length is told already."""
-
-TCP = (socket.AF_INET, socket.AF_INET6)
-"""Families of a link over a network."""
-
-KEEPALIVE_SECONDS = 3
-"""A link that is idle for so long is probed by the kernel, and again this often: a dead host is found within 10 s."""
-
-KEEPALIVE_PROBES = 2
-"""Unanswered, after the first silence of that length."""
-
-USER_TIMEOUT = 30.0
-"""Seconds: a peer whose kernel does not acknowledge sent data for so long is dead, when nobody says another time."""
 
 
 @dataclass(frozen=True)
@@ -392,26 +381,3 @@ class SocketFrameReader:
         if self._socket.fileno() >= 0:
             self.stop()
             self._ended(error)
-
-
-def socket_of(transport: Any) -> socket.socket | None:
-    """The stream socket under a transport, when bytes may be moved on it directly."""
-    handle = getattr(transport, "getHandle", lambda: None)()
-    if isinstance(handle, socket.socket) and hasattr(transport, "startWriting"):
-        return handle
-    return None
-
-
-def tune(connection: socket.socket, user_timeout: float = USER_TIMEOUT) -> None:
-    """Small frames leave at once, and a peer that is gone is noticed (tcp(7)); nothing for other families.
-
-    @param user_timeout: seconds that sent data may go unacknowledged by the peer's kernel.
-    """
-    if connection.family not in TCP:
-        return
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))

@@ -15,7 +15,8 @@ from twisted.python.failure import Failure
 from criu_relay.errors import LinkEnded, LinkLost, ProtocolError, RelayError
 from criu_relay.flow.addresses import shown
 from criu_relay.flow.channel import Channel
-from criu_relay.flow.frames import USER_TIMEOUT, OutFrame
+from criu_relay.flow.frames import OutFrame
+from criu_relay.flow.sockets import USER_TIMEOUT
 from criu_relay.interfaces import Owner
 from criu_relay.link.credentials import Credentials
 from criu_relay.link.handshake import Handshake

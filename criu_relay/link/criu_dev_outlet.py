@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from criu_relay.errors import Aborted, Conflict, LinkLost, RelayError
-from criu_relay.flow.frames import socket_of, tune
 from criu_relay.flow.sink import BytesWriter
+from criu_relay.flow.sockets import socket_of, tune
 from criu_relay.flow.ways import LINK
 from criu_relay.interfaces import (
     Counters,

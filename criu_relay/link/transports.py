@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from criu_relay.flow.channel import Channel, ChannelUser, SocketChannel, TransportChannel
-from criu_relay.flow.frames import socket_of, tune
+from criu_relay.flow.sockets import socket_of, tune
 from criu_relay.flow.tls import TlsChannel
 from criu_relay.flow.twisted_tls import TwistedTlsChannel
 from criu_relay.link.handshake import Handshake

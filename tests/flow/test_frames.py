@@ -29,9 +29,8 @@ from criu_relay.flow.frames import (
     SocketFrameReader,
     SocketFrameWriter,
     TransportFrameWriter,
-    socket_of,
-    tune,
 )
+from criu_relay.flow.sockets import socket_of, tune
 from criu_relay.store.arena import Arena
 from tests.flow.support import MIB, FakeReactor, no_descriptor_left
 
