@@ -126,7 +126,7 @@ class PayloadReader(abc.ABC):
             self._kept += data
             data, self._kept = bytes(self._kept), bytearray()
         left = memoryview(data)
-        while left and (buffers := self._offer()):
+        while (buffers := self._offer()) and left:
             count = 0
             for buffer in buffers:
                 part = left[count : count + len(buffer)]
