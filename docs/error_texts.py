@@ -186,7 +186,7 @@ ADVICE: dict[str, str] = {
     "64 connections after it have not said hello either": "look who connects to --link: a firewall keeps them away",
     "waiting up to SECONDS s for the link to be made again": "nothing yet: is the cache reachable?",
     "the cache has lost its images: it was started again": "dump again; when the task is gone already, it is lost",
-    "ERROR, and it was not made again in PATIENCE s": "look at the network and the cache; a larger --link-timeout waits"
+    "REASON, and it was not made again in PATIENCE s": "look at the network and the cache; a larger --link-timeout waits"
     " longer",
     "the cache holds NAME, which was given up here": "nothing: the cache is told to forget it",
     "the cache gives it up: REASON": _OTHER_SIDE,

@@ -263,7 +263,7 @@ class LinkOutlet:
             self._give_up(lost)
         elif any(not outgoing.held for outgoing in self._migrations.values()):
             self.log.warn("waiting up to {seconds:.0f} s for the link to be made again", seconds=self._patience)
-            self._giving_up = self._clock.callLater(self._patience, self._too_late)
+            self._giving_up = self._clock.callLater(self._patience, self._too_late, lost.reason)
 
     # The link
 
@@ -288,9 +288,9 @@ class LinkOutlet:
             self.linked()
         connection.wake()
 
-    def _too_late(self) -> None:
+    def _too_late(self, error: str) -> None:
         self._giving_up = None
-        self._give_up(LinkLost(f"{self._error}, and it was not made again in {self._patience:.0f} s"))
+        self._give_up(LinkLost(f"{error}, and it was not made again in {self._patience:.0f} s"))
 
     def _give_up(self, reason: LinkLost) -> None:
         self._lose(reason, lambda outgoing: True)

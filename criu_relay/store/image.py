@@ -65,7 +65,6 @@ class Image(Readable):
         self._packed = 0  # the page that the next one which is kept is moved to,
         self._spare = 0  # and how many there are
         self._extent = 0  # bytes of the extent taken last
-        self._zeros = False  # there are zeros among the pages that were not looked at
         self._room = memoryview(b"")
 
     # Growing
@@ -115,7 +114,6 @@ class Image(Readable):
         if begun:
             self._note(begun)
             if zeros:
-                self._zeros = True
                 self.table.extend(self._next, numpy.diff(ends))
             else:
                 self.table.hold(self._next, begun)
@@ -220,11 +218,6 @@ class Image(Readable):
         if self.pool.dedup is Dedup.OFF or start == stop:
             return
         self._room = memoryview(b"")
-        zeros, self._zeros = self._zeros, False
-        if self.pool.dedup is Dedup.ZERO and not zeros:
-            _, first = self.table.at(start)
-            if not zero_rows(self._arena.words(first, stop - start)).any():
-                return
         entries = self.table.slice(start, stop)
         held = numpy.flatnonzero(kinds(entries) == Kind.HELD)
         if not len(held):
@@ -234,6 +227,8 @@ class Image(Readable):
         first = int(entries[held[0]])
         words = self._arena.words(first, len(held))
         empty = zero_rows(words)
+        if self.pool.dedup is Dedup.ZERO and not empty.any():
+            return
         rows = numpy.flatnonzero(~empty)
         entries[held[empty]] = entry(Kind.ZERO)
         if self.pool.dedup is Dedup.PAGES and len(rows) and self.pool.short:

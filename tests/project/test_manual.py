@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -172,9 +173,11 @@ def test_zsh(place: Path, line: str, words: list[str]) -> None:
             said += os.read(ours, 65536)
         return said.decode(errors="replace")
 
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(place), cwd=place
-    ) as zsh:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, ours)
+        zsh = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(place), cwd=place)
+        stack.callback(zsh.wait)
+        stack.callback(zsh.kill)
         os.close(theirs)
         setup = f"PS1=; fpath=({COMPLETIONS} $fpath); autoload -Uz compinit; compinit -u -D; echo be''gun\n"
         os.write(ours, setup.encode())
@@ -182,5 +185,3 @@ def test_zsh(place: Path, line: str, words: list[str]) -> None:
         os.write(ours, f"{line}\t".encode())
         wanted = line.rpartition(" ")[0] + " " + os.path.commonprefix(words) if len(words) > 1 else words[0]  # noqa: RUF071
         until(lambda: wanted in output().rpartition("begun")[2], SECONDS, f"it completes to {wanted!r}", output)
-        zsh.kill()
-    os.close(ours)
