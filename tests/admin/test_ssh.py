@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from twisted.cred.error import UnauthorizedLogin
 from criu_relay.admin.manhole.keys import KeyChecker, authorized_keys, fingerprint, host_key
 from criu_relay.errors import Forbidden, Invalid, RelayError
 from tests.support.daemons import Relay, free_port
-from tests.support.polling import until
+from tests.support.polling import readable, until
 from tests.support.tools import needs
 
 SECONDS = 60.0
@@ -164,7 +163,7 @@ class Ssh:
     def _new(self) -> str:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
-        while select.select([descriptor], [], [], 0)[0]:
+        while readable(descriptor):
             data = os.read(descriptor, 65536)
             if not data:
                 break

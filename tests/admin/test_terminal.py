@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import pty
 import re
-import select
 import signal
 import subprocess
 import sys
 from typing import Any
 
-from tests.support.polling import until
+from tests.support.polling import readable, until
 
 SECONDS = 60.0
 
 
 def read(descriptor: int, known: bytearray) -> str:
     """What the terminal has shown so far, with its escape sequences left out."""
-    while select.select([descriptor], [], [], 0)[0]:
+    while readable(descriptor):
         try:
             data = os.read(descriptor, 65536)
         except OSError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from criu_relay.flow.frames import (
 from criu_relay.flow.sockets import socket_of, tune
 from criu_relay.store.arena import Arena
 from tests.flow.support import MIB, FakeReactor, no_descriptor_left
+from tests.support.polling import readable
 
 
 @pytest.fixture(autouse=True)
@@ -497,7 +497,7 @@ def waiting() -> Iterator[tuple[SocketFrameReader, Target, socket.socket]]:
 
 def ready(reader: SocketFrameReader, patience: float = 0.0) -> bool:
     """Whether the reactor would call it."""
-    return bool(select.select([reader], [], [], patience)[0])
+    return readable(reader, patience)
 
 
 def test_a_large_payload_is_not_taken_crumb_by_crumb(waiting: Any) -> None:

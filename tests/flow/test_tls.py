@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import shutil
 import socket
 import ssl
@@ -27,7 +26,7 @@ from criu_relay.store.arena import Arena
 from tests.flow.support import MIB, no_descriptor_left
 from tests.flow.tls_peer import Pair, Paused, Reactor, User, as_bytes
 from tests.support.certificates import Authority
-from tests.support.polling import until
+from tests.support.polling import readable, until
 
 SEED = 7
 
@@ -273,7 +272,7 @@ def test_a_turn_of_reading_is_bounded_and_the_rest_comes_by_itself(tmp_path: Pat
     turns: list[int] = []
     while len(pair.user.data) < len(data):
         before = len(pair.user.data)
-        if select.select([pair.ours], [], [], 0)[0]:
+        if readable(pair.ours):
             pair.channel.doRead()
             # While a rest waits for the reactor's clock, the socket gets no turn of its own.
             count = len(pair.user.data)
@@ -492,7 +491,7 @@ class Program:
         def look() -> Any:
             self.reactor.advance(0)
             for descriptor in [*self.reactor.readers, *self.reactor.writers]:
-                if descriptor in self.reactor.readers and select.select([self.socket], [], [], 0)[0]:
+                if descriptor in self.reactor.readers and readable(self.socket):
                     descriptor.doRead()
                 if descriptor in self.reactor.writers:
                     descriptor.doWrite()

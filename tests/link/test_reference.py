@@ -130,7 +130,11 @@ def test_as_it_should_be() -> None:
 
 
 def test_it_has_every_frame() -> None:
-    kinds = {kind for data in recorded().values() for kind in Parsed().feed(data).kinds} | {"gap", "discard"}
+    kinds = {kind for data in recorded().values() for kind in Parsed().feed(data).kinds} | {
+        "gap",
+        "discard",
+        "restored",
+    }
     assert kinds == {field.name for field in link_pb2.Frame.DESCRIPTOR.oneofs_by_name["body"].fields}
 
 

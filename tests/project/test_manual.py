@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from criu_relay.admin.command import parser
 from criu_relay.options import CacheOptions, ProxyOptions
-from tests.support.polling import until
+from tests.support.polling import readable, until
 from tests.support.tools import needs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,7 +168,7 @@ def test_zsh(place: Path, line: str, words: list[str]) -> None:
 
     def output() -> str:
         nonlocal said
-        while select.select([ours], [], [], 0)[0]:
+        while readable(ours):
             said += os.read(ours, 65536)
         return said.decode(errors="replace")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import select
 import shutil
 import subprocess
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.support.polling import until
+from tests.support.polling import readable, until
 
 SECONDS = 120.0
 """For the start and for each answer: a loaded machine takes long to start a browser."""
@@ -98,7 +97,7 @@ class Chromium:
 
     def _message(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            assert select.select([self._in], [], [], max(0.0, end - time.monotonic()))[0], "chromium does not answer"
+            assert readable(self._in, max(0.0, end - time.monotonic())), "chromium does not answer"
             data = os.read(self._in, 1 << 20)
             assert data, "chromium ended"
             self._buffer += data

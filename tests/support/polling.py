@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -34,3 +35,10 @@ def until(condition: Callable[[], T], seconds: float, what: str, detail: Callabl
         if late:
             raise Unfulfilled(f"not within {seconds:g} s: {what} {detail()}".rstrip())
         time.sleep(INTERVAL)
+
+
+def readable(descriptor: Any, patience: float = 0.0) -> bool:
+    """Whether a descriptor can be read within so many seconds; select(2) knows none above 1023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(patience * 1000))
