@@ -32,7 +32,7 @@ COPIED_PAYLOAD = 16 << 10
 GATHERED = 64 << 10
 """Small frames are gathered up to about this before they are sent."""
 
-LOW_WATER = 1024 << 10
+LOW_WATER = 512 << 10
 """Bytes of a payload that are waited for before they are taken: taking them as they come would be three turns of the
 reactor a MiB instead of one or two. The kernel says of less than that when it has no room for more (SO_RCVLOWAT,
 socket(7)); so does L{SocketFrameReader.look}."""

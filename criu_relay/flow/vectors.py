@@ -1,7 +1,7 @@
 """Many runs of mapped memory into a pipe or socket with one system call.
 
 The runs are rows of (address, bytes), as C's struct iovec has them (readv(2)): numpy makes them where a memoryview for
-each would take longer than the call.
+each would take longer than the call. One call takes at most 1024 of them (UIO_MAXIOV); a MiB of pages has 256.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import os
 import numpy
 
 from criu_relay.flow.ways import SPLICE_FLAGS
-
-MOST = 1024
-"""Runs in one call (UIO_MAXIOV, readv(2))."""
 
 NO_RUNS = numpy.empty((0, 2), numpy.uint64)
 
