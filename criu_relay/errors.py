@@ -24,6 +24,10 @@ class Cause(enum.Enum):
     OTHER = "other"
 
 
+ABORTED = "namespace {name} is aborted after {bytes} bytes: {why}; it is of {who}: {todo}"
+"""The one line that an aborted namespace leaves in the log of either daemon; C{migration}, its id, is there as well."""
+
+
 class RelayError(Exception):
     """Base of every error that a user or a peer may get to see.
 

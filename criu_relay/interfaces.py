@@ -22,9 +22,6 @@ from zope.interface import Attribute, Interface
 from criu_relay.counters import Counters as Counters
 from criu_relay.errors import Cause
 
-ABORTED = "namespace {name} is aborted after {bytes} bytes: {why}; it is of {who}: {todo}"
-"""The one line that an aborted namespace leaves in the log of either daemon; C{migration}, its id, is there as well."""
-
 
 class Mode(enum.Enum):
     """How a write opens an image: from its start (replacing what was there) or at its end."""
@@ -109,6 +106,12 @@ class IPassingSink(IImageSink):
 
         The producer pauses itself; it is resumed when they have left.
         """
+
+
+class IImportSink(IImageSink):
+    """An image that a client of the control API puts in."""
+
+    refusal = Attribute("The L{RelayError} that says why nothing more of it is wanted; once its producer was stopped.")
 
 
 class IGrowing(Interface):
@@ -344,57 +347,3 @@ class CommitRequest:
     copy: bool = False
     force: bool = False
     migration: str = ""
-
-
-class IControl(Interface):
-    """What the control API of either daemon can do. Results are ready for JSON.
-
-    Each method raises, or its Deferred errs with, a L{RelayError}: its `status` is the HTTP status.
-    """
-
-    role = Attribute('"proxy" or "cache".')
-
-    def status() -> dict[str, Any]:
-        """Everything, as docs/control.md has it."""
-
-    def namespaces() -> list[dict[str, Any]]:
-        """The newest generation of each namespace, without the list of images."""
-
-    def namespace(name: str) -> dict[str, Any]:
-        """One of them, with its snapshots and images."""
-
-    def attach(directory: str, namespace: str | None, dialect: str, copy: bool) -> dict[str, Any]:
-        """Bind CRIU's socket in `directory`; the attachment made."""
-
-    def detach(directory: str) -> None:
-        """Remove the sockets that `attach` bound there."""
-
-    def wait(name: str, timeout: float | None, following: bool) -> Deferred[dict[str, Any]]:
-        """Fires with the namespace once it is committed; errs with Aborted or TimedOut.
-
-        @param timeout: seconds; None: without end.
-        @param following: what was decided before does not count: wait for the next generation.
-        """
-
-    def commit(name: str, request: CommitRequest, timeout: float | None) -> Deferred[dict[str, Any]]:
-        """Proxy: seal, and fires when CRIU may go on. Cache: with `force` only."""
-
-    def rate(rate: int | None) -> dict[str, Any]:
-        """Proxy: bytes of image data per second on the link from now on; None: as fast as it goes."""
-
-    def restored(name: str) -> dict[str, Any]:
-        """Cache: the restored process runs; its images are released unless they are retained."""
-
-    def discard(
-        name: str, snapshot: int | None, image: str | None, offset: int | None, length: int | None
-    ) -> dict[str, Any]:
-        """Throw away a namespace, an image (of the newest snapshot when None), or a range of it."""
-
-    def open_image(name: str, snapshot: int | None, image: str) -> Deferred[IOpenedImage]:
-        """Cache: an image of a committed namespace, waiting for the decision when one is open."""
-
-    def put_image(name: str, snapshot: int | None, image: str, migration: str) -> IImageSink:
-        """Proxy: one image of an import; the first of a namespace begins its generation as a copy.
-
-        @param migration: in hex: add to this one only, which may be over; empty: to the open one, or a new one.
-        """

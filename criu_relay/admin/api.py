@@ -11,11 +11,12 @@ from twisted.web import http
 
 from criu_relay.admin import metrics
 from criu_relay.admin.answers import Text
+from criu_relay.admin.control import IControl
 from criu_relay.admin.page import Page
 from criu_relay.admin.request import ControlRequest
 from criu_relay.admin.routes import LARGEST_PID, LARGEST_SIZE, Call, Route, Router
 from criu_relay.errors import Invalid, RelayError
-from criu_relay.interfaces import CommitRequest, IControl, IImageSink, IOpenedImage
+from criu_relay.interfaces import CommitRequest, IImportSink, IOpenedImage
 from criu_relay.values import SLOWEST_RATE
 
 #: Seconds that a connection may be silent before or within a request; not while it waits for an answer.
@@ -150,7 +151,7 @@ class Handlers:
         """The bytes of an image."""
         return self._control.open_image(call.place["ns"], call.place.get("snapshot"), call.place["image"])
 
-    def put_image(self, call: Call) -> IImageSink:
+    def put_image(self, call: Call) -> IImportSink:
         """Where the bytes of an image go."""
         place, migration = call.place, call.query.get("migration", "")
         return self._control.put_image(place["ns"], place.get("snapshot"), place["image"], migration)

@@ -12,7 +12,7 @@ from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.limits import limited
 from criu_relay.daemon import endpoint_of
 from criu_relay.errors import Aborted, Conflict, NotFound
-from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
+from criu_relay.interfaces import CommitRequest, IImportSink, IOpenedImage
 from criu_relay.store.figures import Accounts
 from criu_relay.store.generation import Generation, State
 from criu_relay.store.image import Image
@@ -205,7 +205,7 @@ class CacheControl:
         opened: IOpenedImage = OpenedImage(self._cache.reactor, found)
         return opened
 
-    def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImageSink:
+    def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImportSink:
         """See L{IControl.put_image}."""
         raise Conflict("images are put in at the proxy", hint="use the proxy's --control")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from criu_relay.interfaces import IControl
+from criu_relay.admin.control import IControl
 
 
 class IInspected(IControl):

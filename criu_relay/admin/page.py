@@ -15,12 +15,13 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from criu_relay.admin.answers import Events, Text
+from criu_relay.admin.control import IControl
 from criu_relay.admin.history import SAMPLES, History
 from criu_relay.admin.metrics import HOPS_OF, is_ready, kinds
 from criu_relay.admin.show import MOVING, eta, rate
 from criu_relay.admin.text import size, span
 from criu_relay.errors import Conflict
-from criu_relay.interfaces import Counters, IControl
+from criu_relay.interfaces import Counters
 
 INTERVAL = 1.0
 """Seconds between two samples, and between two events."""

@@ -14,7 +14,7 @@ from criu_relay.commit.migration import Migration
 from criu_relay.commit.written import WrittenImage
 from criu_relay.daemon import endpoint_of
 from criu_relay.errors import Aborted, Cause, Conflict, Invalid, NotFound
-from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
+from criu_relay.interfaces import CommitRequest, IImportSink, IOpenedImage
 from criu_relay.link.outlet import LinkOutlet
 from criu_relay.wire.names import check_name
 
@@ -172,7 +172,7 @@ class ProxyControl:
         """See L{IControl.open_image}."""
         return fail(Conflict("the proxy keeps no images", hint="export from the cache"))
 
-    def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImageSink:
+    def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImportSink:
         """See L{IControl.put_image}."""
         check_name(image, "image")
         if snapshot is not None and snapshot < 1:

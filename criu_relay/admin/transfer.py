@@ -13,8 +13,8 @@ from twisted.python.failure import Failure
 from twisted.web import http
 from zope.interface import implementer
 
-from criu_relay.errors import Conflict, RelayError
-from criu_relay.interfaces import IImageSink, IOpenedImage
+from criu_relay.errors import RelayError
+from criu_relay.interfaces import IImportSink, IOpenedImage
 
 #: Bytes read of an image at once: what IOpenedImage.read gives at most, and the most that waits for a slow client.
 PIECE = 1 << 20
@@ -103,7 +103,7 @@ class Download:
 class Upload:
     """The body of a request on its way into an image; while that has no room, the connection is not read."""
 
-    def __init__(self, request: Any, sink: IImageSink, refused: Callable[[RelayError], None]) -> None:
+    def __init__(self, request: Any, sink: IImportSink, refused: Callable[[RelayError], None]) -> None:
         """
         @param request: with the transport and the channel that its body comes over.
         @param refused: called when the sink wants no more of it.
@@ -171,7 +171,7 @@ class Upload:
         """The image is not wanted any more."""
         if self._open:
             self.abort("the image is not wanted any more")
-            self._refused(Conflict("the migration ended while the image came", hint="criu-relay status says why"))
+            self._refused(self._sink.refusal)
 
     def _go_on(self) -> None:
         self._paused = False

@@ -15,7 +15,7 @@ from criu_relay.commit.states import State
 from criu_relay.commit.surroundings import Surroundings, Waiters
 from criu_relay.commit.tasks import Task, boot_id
 from criu_relay.errors import Aborted, Cause, Conflict, NotFound
-from criu_relay.interfaces import IDump, IDumpClient, IDumpListener, IImageSink, IOpenedImage, Mode
+from criu_relay.interfaces import IDump, IDumpClient, IDumpListener, IImageSink, IImportSink, IOpenedImage, Mode
 from criu_relay.wire.link import MAX_MIGRATIONS
 
 HISTORY = 8
@@ -131,14 +131,14 @@ class NamespaceDump:
             f"namespace {self.name} has no migration {migration_id[:32]}", hint="criu-relay status lists them"
         )
 
-    def put_image(self, snapshot: int | None, name: str, migration_id: str = "") -> IImageSink:
+    def put_image(self, snapshot: int | None, name: str, migration_id: str = "") -> IImportSink:
         """One image of an import; the first begins a migration, as a copy.
 
         @param migration_id: add to this one only: an import that was given up must not go on as another one.
         """
         migration = self.named(migration_id) if migration_id else self.newest
         if migration_id and migration is not None and migration.over:
-            raise Aborted(migration.reason, migration.hint)
+            raise migration.refusal()
         if migration is None or migration.state not in (State.OPEN, State.SEALING):
             migration = self.begin(copy=True)
         elif migration.clients:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from criu_relay.interfaces import ABORTED
+from criu_relay.errors import ABORTED
 
 if TYPE_CHECKING:
     from criu_relay.commit.migration import Migration

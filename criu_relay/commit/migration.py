@@ -77,13 +77,12 @@ class Migration:
         self._look = Later(surroundings.clock, self.look)
         idle = Aborted(f"no client of CRIU for {surroundings.idle:.0f} s", hint="--idle allows more", cause=Cause.IDLE)
         self._idle = Later(surroundings.clock, partial(self._lost, idle))
-        self.outgoing: IOutgoing = (
-            surroundings.outlet.begin(migration, namespace, copy, self._lost)
-            if initial is State.OPEN
-            else surroundings.outlet.recovered(migration)
-        )
+        self.outgoing: IOutgoing
         if initial is State.OPEN:
+            self.outgoing = surroundings.outlet.begin(migration, namespace, copy, self._lost)
             self._idle.set(self._at.idle)
+        else:
+            self.outgoing = surroundings.outlet.recovered(migration)
 
     @property
     def state(self) -> State:
@@ -94,6 +93,10 @@ class Migration:
     def over(self) -> bool:
         """Nothing more will happen to it."""
         return self.state in DECIDED
+
+    def refusal(self) -> Aborted:
+        """What it says to who wants to go on with it when it is over."""
+        return Aborted(self.reason, self.hint)
 
     @property
     def bytes(self) -> int:
@@ -141,7 +144,7 @@ class Migration:
             raise Conflict(f"{name} is for snapshot {label!r}, which this dump has not declared")
         return self.write_image(self._index(label), name, mode, client)
 
-    def write_image(self, snapshot: int, name: str, mode: Mode, client: IDumpClient | None = None) -> IImageSink:
+    def write_image(self, snapshot: int, name: str, mode: Mode, client: IDumpClient | None = None) -> WrittenImage:
         """An image of a snapshot by its index.
 
         @raise Conflict: somebody writes it already.
@@ -154,7 +157,8 @@ class Migration:
             raise Conflict(f"{self.namespace} has more than {MAX_IMAGES} images")
         sink = self.outgoing.open_image(snapshot, name, mode)
         if image is None:
-            image = self.images[snapshot, name] = WrittenImage(snapshot, name, self._look_soon, self._at.arrived)
+            image = WrittenImage(snapshot, name, self._look_soon, self._at.arrived, self.refusal)
+            self.images[snapshot, name] = image
         image.begin(sink, mode is Mode.REPLACE)
         if client is not None and client.peer is not None and client.peer.pid:
             self.source.scan(client.peer.pid, again=name == INVENTORY)
@@ -172,16 +176,11 @@ class Migration:
 
     def unsettled(self) -> str | None:
         """What is still on its way from CRIU, in words; None: nothing."""
-        for listener in self._listeners():
-            if (what := listener.unsettled()) is not None:
+        ends: list[IDumpListener | IDumpClient] = [*self._listeners(), *self.clients]
+        for end in ends:
+            if (what := end.unsettled()) is not None:
                 return what
-        for client in self.clients:
-            if (what := client.unsettled()) is not None:
-                return what
-        for image in self.images.values():
-            if not image.complete:
-                return f"the rest of {image.name}"
-        return None
+        return next((f"the rest of {image.name}" for image in self.images.values() if not image.complete), None)
 
     def _look_soon(self) -> None:
         """An image ended; what brought it is still on the stack."""
@@ -229,7 +228,7 @@ class Migration:
         if self.state in (State.PERMITTED, State.COMMITTING, State.COMMITTED):
             raise Conflict(f"namespace {self.namespace} is {self.state.value} already")
         if self.over:
-            raise Aborted(self.reason, self.hint)
+            raise self.refusal()
         self._asked = True
         try:
             root, criu = self._tasks(request)
@@ -267,8 +266,9 @@ class Migration:
     async def _until_held(self, criu: Task | None) -> None:
         if self.state is State.HELD:
             return
-        early = Aborted("criu ended before it was permitted to", "its dump.log says why", Cause.DUMP)
-        ended = partial(self._lost, early)
+        ended = partial(
+            self._lost, Aborted("criu ended before it was permitted to", "its dump.log says why", Cause.DUMP)
+        )
         ending = Ending(self._at.reactor, self._at.clock, criu, ended) if criu is not None else None
         waiting = self._held.wait()
         if self.state is State.OPEN:
@@ -285,7 +285,7 @@ class Migration:
             await self._permission.write(root, criu)
         except OSError as error:
             self._lost(Aborted(f"the permission cannot be recorded: {error}", "make room in --state, or give another"))
-            raise Aborted(self.reason, self.hint) from error
+            raise self.refusal() from error
         if self.state is not State.HELD:
             await self._permission.forget()
             raise Aborted(self.reason or f"namespace {self.namespace} is {self.state.value}")
@@ -308,8 +308,8 @@ class Migration:
         elif self.source.root is None:
             self._stay_held("it is not known which task was dumped")
         else:
-            root = Task.open(self.source.root.pid, self.source.root.started)
-            self.watch(root, None, partial(self._stay_held, "its task lives on"))
+            root = self.source.root
+            self.watch(Task.open(root.pid, root.started), None, partial(self._stay_held, "its task lives on"))
 
     def _stay_held(self, why: str) -> None:
         self.reason = why
@@ -376,7 +376,7 @@ class Migration:
             client.drop(reason)
         forgotten = self._permission.forget() if recorded else succeed(None)
         forgotten.addBoth(lambda _: self.outgoing.decide(False, reason)).addErrback(self._unexpected)
-        self._held.fire(Aborted(reason, hint))
+        self._held.fire(self.refusal())
         self._settled()
 
     def _unexpected(self, failure: Failure) -> None:
@@ -397,4 +397,4 @@ class Migration:
 
     def _check_writing(self) -> None:
         if self.state not in WRITING:
-            raise Aborted(self.reason) if self.over else Conflict(f"namespace {self.namespace} is {self.state.value}")
+            raise self.refusal() if self.over else Conflict(f"namespace {self.namespace} is {self.state.value}")

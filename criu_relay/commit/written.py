@@ -7,10 +7,11 @@ from typing import Any
 
 from zope.interface import alsoProvides, implementer
 
-from criu_relay.interfaces import IImageSink, IPassingSink, Room
+from criu_relay.errors import RelayError
+from criu_relay.interfaces import IImageSink, IImportSink, IPassingSink, Room
 
 
-@implementer(IImageSink)
+@implementer(IImportSink)
 class WrittenImage:
     """Passes everything to the sink of the outlet, and counts.
 
@@ -18,15 +19,31 @@ class WrittenImage:
     @ivar complete: the last write has ended.
     """
 
-    def __init__(self, snapshot: int, name: str, ended: Callable[[], None], arrived: Callable[[int], None]) -> None:
-        """@param arrived: called with each number of bytes that CRIU wrote."""
+    def __init__(
+        self,
+        snapshot: int,
+        name: str,
+        ended: Callable[[], None],
+        arrived: Callable[[int], None],
+        refusal: Callable[[], RelayError],
+    ) -> None:
+        """
+        @param arrived: called with each number of bytes that CRIU wrote.
+        @param refusal: of the migration.
+        """
         self.snapshot = snapshot
         self.name = name
         self.size = 0
         self.complete = False
         self._ended = ended
         self._arrived = arrived
+        self._refusal = refusal
         self._sink: IImageSink
+
+    @property
+    def refusal(self) -> RelayError:
+        """See L{IImportSink}."""
+        return self._refusal()
 
     def begin(self, sink: IImageSink, from_start: bool) -> None:
         """A write begins."""

@@ -9,8 +9,8 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from criu_relay.errors import Cause, Conflict, Forbidden, NotFound, ProtocolError
-from criu_relay.interfaces import ABORTED, Counters, IGrowing, IIntake, Mode, Owner
+from criu_relay.errors import ABORTED, Cause, Conflict, Forbidden, NotFound, ProtocolError
+from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.store.arena import Arena
 from criu_relay.store.credit import Credits
 from criu_relay.store.figures import Accounts

@@ -25,8 +25,8 @@ from criu_relay.admin.api import ControlSite, Handlers
 from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.listen import listen_control
 from criu_relay.admin.page import Page
-from criu_relay.errors import Conflict, NotFound, RelayError, TimedOut
-from criu_relay.interfaces import CommitRequest, Counters, IImageSink, IOpenedImage
+from criu_relay.errors import Aborted, Conflict, NotFound, RelayError, TimedOut
+from criu_relay.interfaces import CommitRequest, Counters, IImportSink, IOpenedImage
 
 SOURCES = Path(criu_relay.__file__).parent.parent
 
@@ -68,7 +68,7 @@ class FakeImage:
         self.closed += 1
 
 
-@implementer(IImageSink)
+@implementer(IImportSink)
 class FakeSink:
     """Keeps what is written; pauses its producer when `limit` bytes wait, until `drain`."""
 
@@ -81,6 +81,7 @@ class FakeSink:
         self.calls: list[str] = []
         self.error: RelayError | None = None
         self.end_error: RelayError | None = None
+        self.refusal = Aborted("no room", hint="more memory")
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         assert streaming and self.producer is None
@@ -300,7 +301,7 @@ class FakeControl:
     def link(self) -> dict[str, Any]:
         return dict(self.state["link"])
 
-    def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImageSink:
+    def put_image(self, name: str, snapshot: int | None, image: str, migration: str) -> IImportSink:
         self._called("put_image", name, snapshot, image, migration)
         self.details.setdefault(name, namespace(name, "open", migration="ab" * 16))
         if self.role != "proxy":

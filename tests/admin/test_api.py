@@ -10,12 +10,12 @@ from zope.interface.verify import verifyObject
 
 from criu_relay import errors
 from criu_relay.admin.inspected import IInspected
-from criu_relay.interfaces import CommitRequest, IImageSink, IOpenedImage
+from criu_relay.interfaces import CommitRequest, IImportSink, IOpenedImage
 
 
 def test_the_fakes_are_what_they_stand_for(make: Any) -> None:
     verifyObject(IInspected, make["control"]())
-    verifyObject(IImageSink, make["sink"]())
+    verifyObject(IImportSink, make["sink"]())
     verifyObject(IOpenedImage, make["image"](b""))
 
 

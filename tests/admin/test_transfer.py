@@ -259,7 +259,7 @@ class TestUpload:
         answer = begin(connect, 10)
         answer.send(b"0")
         control.sinks[0].producer.stopProducing()
-        assert answer.code == 409 and "ended" in answer.json["error"]
+        assert (answer.code, answer.json) == (409, {"error": "no room", "hint": "more memory"})
         assert control.sinks[0].calls == ["fail: the image is not wanted any more"]
         assert answer.transport.producerState == "producing", "what still comes is dropped"
         answer.send(b"123456789")

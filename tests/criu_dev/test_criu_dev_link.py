@@ -193,10 +193,13 @@ def test_what_the_old_cache_cannot_take_is_refused(relay: Relay, old_cache: OldI
     assert "inventory.img" not in [name for name, _, _, _ in old_cache.frames]
 
 
-def test_no_old_cache(relay: Relay, tmp_path: Path) -> None:
-    (tmp_path / "inventory.img").write_bytes(b"inventory")
+@pytest.mark.parametrize("size", [9, 64 << 20])
+def test_no_old_cache(relay: Relay, tmp_path: Path, size: int) -> None:
+    (tmp_path / "images").mkdir()
+    with (tmp_path / "images" / "inventory.img").open("wb") as file:
+        file.truncate(size)
     relay.start_proxy("--criu-dev-link", f"tcp:127.0.0.1:{free_port()}")
-    done = relay.command("import", str(tmp_path), "web", at="proxy")
+    done = relay.command("import", str(tmp_path / "images"), "web", at="proxy")
     assert done.returncode == 1
     assert "no link to the old cache" in done.stderr
 

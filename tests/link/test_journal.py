@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 
-from criu_relay.interfaces import ABORTED
+from criu_relay.errors import ABORTED
 from criu_relay.wire import link_pb2
 from criu_relay.wire.link_pb2 import Frame
 from criu_relay.wire.names import plain

@@ -4,9 +4,11 @@ A moment says who is struck, and when: so many seconds after an event of the dum
 dumped through a proxy and a cache with `criu-relay-action`, strikes, starts everything again, and then exactly one of
 these is so:
 
-    lives   criu failed, the task counts on, and the cache serves nobody
-    moved   criu succeeded (or was killed too late), the task is gone, and a restore has the very same process
-    lost    as moved, but the cache was killed after the decision: the proxy says so, by name, in its log and its status
+    lives    criu failed, the task counts on, and the cache serves nobody
+    moved    criu succeeded (or was killed too late), the task is gone, and a restore has the very same process
+    lost     as moved, but the cache was killed after the decision: the proxy says so, by name, in its log and status
+    crashed  criu was killed while it ran code of its own in the task, which dies of that (SIGTRAP), as it does when it
+             is dumped into files: the dump is given up, and the cache serves nobody
 
 Everything that is drawn comes from a seed. As a process:
 
@@ -113,7 +115,7 @@ class Moment:
 class Outcome:
     """What became of a moment.
 
-    @ivar fate: "lives", "moved", "lost", or "VIOLATION".
+    @ivar fate: "lives", "moved", "lost", "crashed", or "VIOLATION".
     @ivar struck: who was there to be struck.
     @ivar stage: the last event before the blow.
     @ivar after: seconds from the start of criu to the blow.
@@ -267,7 +269,7 @@ class Dump:
 class World:
     """Both daemons with a link between them that can be cut, and processes to be dumped.
 
-    @ivar lived: the namespaces of dumps that failed.
+    @ivar failed: the namespaces of dumps that failed.
     """
 
     def __init__(self, place: Path) -> None:
@@ -278,7 +280,7 @@ class World:
         self.faults = Faults(self.relay.port)
         self._victims: list[Victim] = []
         self._spare: Victim | None = None
-        self.lived: list[str] = []
+        self.failed: list[str] = []
         self.start()
 
     def start(self) -> None:
@@ -333,7 +335,7 @@ class World:
             served = {
                 one["name"] for one in self.relay.get("/v1/namespaces") if one["state"] in ("committed", "restored")
             }
-            assert served.isdisjoint(self.lived), f"{served.intersection(self.lived)} after a restart of the {role}"
+            assert served.isdisjoint(self.failed), f"{served.intersection(self.failed)} after a restart of the {role}"
 
     def close(self) -> None:
         """End everything."""
@@ -364,7 +366,7 @@ class Trial:
     def run(self) -> Outcome:
         """Dump, strike, start again, and see.
 
-        @raise AssertionError: neither of the three is so.
+        @raise AssertionError: none of them is so.
         """
         began = time.monotonic()
         outcome = self.outcome
@@ -426,22 +428,34 @@ class Trial:
         assert self.outcome.criu != 0, "criu succeeded, and the task lives on"
         self.migration.lives_on(self.before)
         self.again()
-
-        def settled() -> bool:
-            """Given up at both; or whole at the cache with nobody to decide, and the proxy says how to go on."""
-            proxy, cache = self.states()
-            if cache == "held" and proxy.get("state") == "held":
-                return "discard" in proxy["hint"]
-            return cache in ("aborted", "") and proxy.get("state", "aborted") == "aborted"
-
-        until(settled, SETTLE_SECONDS, f"{namespace} is given up", lambda: str(self.states()))
-        assert self.opener is None or not self.opener.served, f"{namespace} is served, and its task lives on"
-        self.migration.not_served(GLANCE_SECONDS)
+        until(
+            lambda: self.given_up() or self.left_to_a_person(),
+            SETTLE_SECONDS,
+            f"{namespace} is given up",
+            lambda: str(self.states()),
+        )
+        self.not_served()
         self.victim.counts_on()
         if "criu" not in self.outcome.struck:
             self.world.keep(self.victim)
-        self.world.lived.append(namespace)
         self.outcome.fate = "lives"
+
+    def given_up(self) -> bool:
+        """At both sides, if it ever began there."""
+        proxy, cache = self.states()
+        return cache in ("aborted", "") and proxy.get("state", "aborted") == "aborted"
+
+    def left_to_a_person(self) -> bool:
+        """Whole at the cache with nobody to decide, and the proxy says how to go on."""
+        proxy, cache = self.states()
+        return cache == "held" and proxy.get("state") == "held" and "discard" in proxy["hint"]
+
+    def not_served(self) -> None:
+        """Nobody has its images, nor will."""
+        namespace = self.migration.namespace
+        assert self.opener is None or not self.opener.served, f"{namespace} is served, and its dump failed"
+        self.migration.not_served(GLANCE_SECONDS)
+        self.world.failed.append(namespace)
 
     def states(self) -> tuple[dict[str, Any], str]:
         """Of the namespace, at the proxy and at the cache; nothing where there is no generation of this dump."""
@@ -460,7 +474,8 @@ class Trial:
         """The task was killed: its images must be whole, or their loss be told."""
         namespace = self.migration.namespace
         assert self.outcome.criu == 0 or "criu" in self.outcome.struck, "criu failed, and the task is gone"
-        self.victim.reap()
+        if self.victim.reap() != -signal.SIGKILL and "criu" in self.outcome.struck and self.crashed():
+            return
         if "cache" in self.outcome.struck:
             self.again()
             until(self.loss_is_told, SETTLE_SECONDS, f"the proxy tells that {namespace} is lost", self.relay.proxy.tail)
@@ -481,6 +496,20 @@ class Trial:
         node.close()
         self.again()
         self.outcome.fate = "moved"
+
+    def crashed(self) -> bool:
+        """The task died of code that criu left in it; False: with its images whole."""
+        self.again()
+
+        def decided() -> bool:
+            return self.given_up() or self.states()[0].get("state") in ("committed", "lost")
+
+        until(decided, SETTLE_SECONDS, f"{self.migration.namespace} is decided", lambda: str(self.states()))
+        if not self.given_up():
+            return False
+        self.not_served()
+        self.outcome.fate = "crashed"
+        return True
 
     def loss_is_told(self) -> bool:
         """In the status of the proxy, and in its log."""
