@@ -23,14 +23,15 @@ from criu_relay.flow.pipes import readable_bytes
 from criu_relay.flow.sockets import TCP
 from criu_relay.flow.ways import LINK, TAKEN, Way, recv_into, recvmsg_into, sendfile, splice, write
 
-BYTES_PER_TURN = 1 << 20
-"""What one turn of the reactor moves at most in each direction."""
-
 COPIED_PAYLOAD = 16 << 10
 """A payload up to this is copied behind its header: a system call of its own would cost more."""
 
 GATHERED = 64 << 10
 """Small frames are gathered up to about this before they are sent."""
+
+BYTES_PER_TURN = (1 << 20) + GATHERED
+"""What one turn of the reactor moves at most in each direction: the largest payload, with what is gathered in front of
+it. The last bytes of a payload would cost a turn of their own, which is as much as all the others."""
 
 LOW_WATER = 512 << 10
 """Bytes of a payload that are waited for before they are taken: taking them as they come would be three turns of the
@@ -204,14 +205,16 @@ class SocketFrameWriter(_Writer):
         return self._from_memory.name
 
     def resumeProducing(self) -> None:
-        """The socket has room: send at most 1 MiB."""
+        """The socket has room: send at most L{BYTES_PER_TURN}."""
         most = BYTES_PER_TURN
         try:
-            while most > 0 and not self._stopped:
+            while not self._stopped:
                 if not self._head and self._payload is None and not self._gather():
                     self._unregister()
                     self._source.drained()
                     return
+                if most <= 0:
+                    break
                 most -= self._send(most)
         except BlockingIOError:
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -88,12 +89,9 @@ class DescriptorSource:
         left = BYTES_PER_TURN
         try:
             waiting = readable_bytes(self._fd)
-            while left > 0:
-                count = self._read(waiting, left)
-                if not count:
-                    return
+            while count := self._read(waiting, left):
                 left -= count
-                if self._paused or not self.active:
+                if left <= 0 or self._paused or not self.active:
                     return
                 waiting = readable_bytes(self._fd)
                 if not waiting:
@@ -118,7 +116,7 @@ class DescriptorSource:
         if room is None:
             self.pauseProducing()
             return 0
-        count = self._way(self._fd, room.view[:most])
+        count = self._fill(room.view[:most])
         if count:
             self._sink.written(count)
         else:
@@ -127,6 +125,15 @@ class DescriptorSource:
             self._sink.end()
             self._finished()
         return count
+
+    def _fill(self, view: memoryview) -> int:
+        """Read what there is, and what comes meanwhile: a socket gives less at once than goes into one frame."""
+        filled = count = self._way(self._fd, view)
+        with contextlib.suppress(BlockingIOError):
+            while count and filled < len(view) and readable_bytes(self._fd):
+                count = self._way(self._fd, view[filled:])
+                filled += count
+        return filled
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor gave the descriptor up: a pipe's hang-up without a byte left comes as this, not as doRead."""

@@ -15,8 +15,11 @@ from twisted.internet.interfaces import IPushProducer, IReadDescriptor
 from twisted.python.failure import Failure
 
 from criu_relay.errors import RelayError
+from criu_relay.flow import source as module
+from criu_relay.flow import ways
 from criu_relay.flow.pipes import LARGE_PIPE, readable_bytes
 from criu_relay.flow.source import BYTES_PER_TURN, DescriptorSource
+from criu_relay.interfaces import Room
 from tests.flow.support import MIB, FakeReactor, Sink, no_descriptor_left
 
 
@@ -345,4 +348,49 @@ def test_a_pause_ends_the_turn() -> None:
     pipe.source.resumeProducing()
     pipe.source.doRead()
     assert len(sink.data) == 10_000
+    pipe.close()
+
+
+class Roomy(Sink):
+    """It has more room than is asked for.
+
+    @ivar pieces: bytes taken at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[int] = []
+
+    def reserve(self, size: int) -> Room | None:
+        return super().reserve(MIB)
+
+    def written(self, count: int) -> None:
+        super().written(count)
+        self.pieces.append(count)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+@pytest.mark.parametrize("stolen", [False, True])
+def test_what_comes_while_it_reads_goes_into_the_same_room(
+    monkeypatch: pytest.MonkeyPatch, kind: str, stolen: bool
+) -> None:
+    """One frame for what comes in ten pieces; also when the last of them is gone before it is read."""
+    sizes = [1000] * 9
+
+    def more_comes(fd: int, room: memoryview) -> int:
+        count = ways.readv(fd, room)
+        if sizes:
+            os.write(pipe.writing, bytes(sizes.pop()))
+        elif stolen and not sink.pieces:
+            monkeypatch.setattr(module, "readable_bytes", lambda fd: 1)
+        return count
+
+    monkeypatch.setattr(module, "readv", more_comes)
+    sink = Roomy()
+    pipe = Pipe(sink, kind)
+    pipe.source.start()
+    os.write(pipe.writing, bytes(1000))
+    pipe.source.doRead()
+    assert sink.pieces == [10_000]
+    assert sink.data == bytes(10_000)
     pipe.close()
