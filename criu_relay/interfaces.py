@@ -246,8 +246,8 @@ class IIntake(Interface):
     the migration's state; L{ProtocolError} where the peer itself is at fault.
     """
 
-    def begin(owner: Owner, migration: bytes, namespace: str, copy: bool, source: str) -> None:
-        """A generation of `namespace` begins."""
+    def begin(owner: Owner, migration: bytes, namespace: str, copy: bool, source: str, digests: bool = True) -> None:
+        """A generation of `namespace` begins; `digests`: its images may come with digests."""
 
     def snapshot(owner: Owner, migration: bytes, index: int, label: str) -> None:
         """Snapshot `index` (from 1, without gaps) is called `label`."""

@@ -134,7 +134,7 @@ class LinkOutlet:
     def begin(self, migration: bytes, namespace: str, copy: bool, lost: Callable[[RelayError], None]) -> IOutgoing:
         """See L{IOutlet.begin}."""
         outgoing = self._outgoing(migration, namespace, lost)
-        body = link_pb2.Namespace(migration=migration, name=namespace, copy=copy)
+        body = link_pb2.Namespace(migration=migration, name=namespace, copy=copy, digests=self.window.limit > 0)
         self._order(outgoing, link_pb2.Frame(namespace=body))
         if self.connection is None:
             self._clock.callLater(LINK_GRACE, self._no_link, outgoing)

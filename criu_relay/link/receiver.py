@@ -86,7 +86,8 @@ class ExtentSink(Taking):
 
     def done(self) -> None:
         """All of it has come."""
-        self._grow(0, last=True)
+        if self._runs:
+            self._grow(0, last=True)
         super().done()
 
     def _grow(self, count: int, last: bool = False) -> None:
@@ -101,7 +102,7 @@ class ExtentSink(Taking):
             grown += [zeros, part]
             self._left -= part
             count -= part
-        if any(grown) and not self._dropping:
+        if not self._dropping:
             try:
                 self._image.grow(grown)
             except RelayError as error:
@@ -269,7 +270,7 @@ class Receiver:
         migrations = session.migrations
         if len(migrations) >= wire.MAX_MIGRATIONS:
             raise ProtocolError(f"the link carries {wire.MAX_MIGRATIONS} migrations that are not decided already")
-        self._intake.begin(session.owner, body.migration, body.name, body.copy, describe(body.source))
+        self._intake.begin(session.owner, body.migration, body.name, body.copy, describe(body.source), body.digests)
         migrations[body.migration] = Migration()
         self._intake.credit(session.owner, body.migration)
 

@@ -18,7 +18,7 @@ from criu_relay.store.memory import Memory
 from criu_relay.store.pages import PageIndex
 from criu_relay.store.policy import Dedup
 from criu_relay.store.readable import Readable, Spill
-from criu_relay.store.table import ENTRY, RUN, Kind, entry, kinds, numbers, pages_of
+from criu_relay.store.table import ENTRY, RUN, Kind, entry, kinds, numbers, pages_of, together
 
 GENEROUS = 16
 """An image takes more than it needs now (which saves extents, and pieces of one are served at once) as long as that is
@@ -48,7 +48,10 @@ class Image(Readable):
     @ivar inspected: pages that were looked at for zeros; of those, `compared`: that were compared in the end.
     """
 
-    def __init__(self, memory: Memory, index: PageIndex, number: int, snapshot: int, name: str) -> None:
+    def __init__(
+        self, memory: Memory, index: PageIndex, number: int, snapshot: int, name: str, digests: bool = True
+    ) -> None:
+        """@param digests: its end may come with a digest."""
         super().__init__(memory, name)
         self.number = number
         self.snapshot = snapshot
@@ -58,7 +61,7 @@ class Image(Readable):
         self.dropped = False
         self.inspected = self.compared = 0
         self.index = index
-        self._hash: Any = xxhash.xxh3_128()
+        self._hash: Any = xxhash.xxh3_128() if digests else None
         self._promised = 0  # reserved bytes of the arena that are for this image
         self._next = 0  # the page of the arena that comes next,
         self._ahead = 0  # and how many there are
@@ -86,6 +89,8 @@ class Image(Readable):
         used = self.size % PAGE
         if not used and not self._ahead:
             self._grow(size)
+        elif size > self._ahead * PAGE and self._arena.adjoins(self._next + self._ahead) and self._afford(LARGEST):
+            self._take(LARGEST, self._next + self._ahead)
         self._secure(ENTRY * self._ahead)
         first, count = self._next, self._ahead
         if used:
@@ -105,43 +110,58 @@ class Image(Readable):
 
         @raise OutOfMemory: the budget is used up.
         """
-        ends = [pages_of(end) for end in itertools.accumulate(runs, initial=self.size)]
-        zeros = sum(runs[1::2]) // PAGE
-        if zeros:
-            self._secure(ENTRY * (zeros + self._ahead))
         self._update_hash(runs)
-        begun = ends[-1] - ends[0]
-        if begun:
-            self._note(begun)
-            if zeros:
-                self.table.extend(self._next, numpy.diff(ends))
-            else:
-                self.table.hold(self._next, begun)
-            self.pool.pages.own(self._next, begun - zeros)
-            self._next += begun - zeros
-            self._ahead -= begun - zeros
+        if len(runs) > 1:
+            self._grow_among_zeros(runs)
+        else:
+            self._hold(pages_of(self.size + runs[0]) - len(self.table))
         self.size += sum(runs)
         self.pool.moves += 1
 
+    def _hold(self, pages: int) -> None:
+        """So many of the pages ahead are this image's next ones."""
+        if pages:
+            self._note(pages)
+            self.table.hold(self._next, pages)
+            self._own(pages)
+
+    def _own(self, pages: int) -> None:
+        self.pool.pages.own(self._next, pages)
+        self._next += pages
+        self._ahead -= pages
+
+    def _grow_among_zeros(self, runs: Sequence[int]) -> None:
+        zeros = sum(runs[1::2]) // PAGE
+        self._secure(ENTRY * (zeros + self._ahead))
+        ends = [pages_of(end) for end in itertools.accumulate(runs, initial=self.size)]
+        begun = ends[-1] - ends[0]
+        self._note(begun)
+        self.table.extend(self._next, numpy.diff(ends))
+        self._own(begun - zeros)
+
     def _update_hash(self, runs: Sequence[int]) -> None:
         """The room that was filled is used up."""
-        room, update, at = self._room, self._hash.update, 0
+        room, self._room = self._room, self._room[sum(runs[::2]) :]
+        if self._hash is None:
+            return
+        at = 0
         for index, count in enumerate(runs):
             if index % 2:
                 hash_zeros(self._hash, count)
             elif count:
-                update(room[at : at + count])
+                self._hash.update(room[at : at + count])
                 at += count
-        self._room = room[at:]
 
     def finish(self, size: int, digest: bytes | None) -> None:
         """The end was seen.
 
-        @raise ProtocolError: the sizes differ.
+        @raise ProtocolError: the sizes differ, or there is a digest although none was to come.
         @raise Aborted: the digests differ.
         """
         if size != self.size:
             raise ProtocolError(f"image {self.name} has {self.size} bytes, {size} were sent")
+        if digest is not None and self._hash is None:
+            raise ProtocolError(f"image {self.name} has a digest in a namespace without")
         if digest is not None and digest != self._hash.digest():
             raise Aborted(f"image {self.name}: its {size} bytes were changed on the way: their digest differs")
         self._inspect()
@@ -153,10 +173,6 @@ class Image(Readable):
     def memory(self) -> int:
         """Bytes of memory that it takes, or shares."""
         return self.table.pages[Kind.HELD] * PAGE
-
-    def own_digest(self) -> bytes:
-        """xxh3-128 of the bytes so far."""
-        return bytes(self._hash.digest())
 
     def _secure(self, count: int) -> None:
         """At least `count` bytes are promised to this image.
@@ -185,21 +201,31 @@ class Image(Readable):
         """Take an extent: a generous one while the budget allows, else no more than is needed."""
         self._room = memoryview(b"")
         exact = min(pages_of(size), LARGEST // PAGE)
-        wanted = class_of(max(size, self._extent * FACTOR)) // PAGE
-        lack = wanted * (PAGE + ENTRY) - self._promised
-        if lack <= self._arena.available // GENEROUS and (lack <= 0 or self._arena.reserve(lack)):
-            self._promised += max(lack, 0)
-        elif self._spare:
-            self._next, self._ahead, self._spare = self._packed, self._spare, 0
-            return
-        else:
-            fitting = [cls // PAGE for cls in reversed(CLASSES) if cls <= exact * PAGE]
-            wanted = next((count for count in fitting if self._obtained(count * (PAGE + ENTRY))), 1)
-            self._secure(wanted * (PAGE + ENTRY))
-        self._extent = wanted * PAGE
-        self._next = self._arena.take(self._extent)
-        self._promised -= self._extent
-        self._ahead = wanted
+        wanted = class_of(max(size, self._extent * FACTOR))
+        if not self._afford(wanted):
+            if self._spare:
+                self._next, self._ahead, self._spare = self._packed, self._spare, 0
+                return
+            fitting = [cls for cls in reversed(CLASSES) if cls <= exact * PAGE]
+            wanted = next((cls for cls in fitting if self._obtained(cls + cls // PAGE * ENTRY)), PAGE)
+            self._secure(wanted + wanted // PAGE * ENTRY)
+        self._next = self._take(wanted)
+
+    def _afford(self, size: int) -> bool:
+        """An extent is promised to this image, unless the budget is too small for generosity."""
+        lack = size + size // PAGE * ENTRY - self._promised
+        if lack > 0:
+            if lack > self._arena.available // GENEROUS or not self._arena.reserve(lack):
+                return False
+            self._promised += lack
+        return True
+
+    def _take(self, size: int, behind: int = -1) -> int:
+        """An extent that was promised; the number of its first page."""
+        self._extent = size
+        self._promised -= size
+        self._ahead += size // PAGE
+        return self._arena.take(size, behind)
 
     def _return_room(self) -> None:
         self._room = memoryview(b"")
@@ -219,16 +245,16 @@ class Image(Readable):
             return
         self._room = memoryview(b"")
         entries = self.table.slice(start, stop)
-        held = numpy.flatnonzero(kinds(entries) == Kind.HELD)
-        if not len(held):
+        first, count = together(entries)
+        if not count:
             return
         if self.pool.dedup is Dedup.PAGES:
             self.pool.backlog.add(self)
-        first = int(entries[held[0]])
-        words = self._arena.words(first, len(held))
+        words = self._arena.words(first, count)
         empty = zero_rows(words)
         if self.pool.dedup is Dedup.ZERO and not empty.any():
             return
+        held = numpy.flatnonzero(kinds(entries) == Kind.HELD)
         rows = numpy.flatnonzero(~empty)
         entries[held[empty]] = entry(Kind.ZERO)
         if self.pool.dedup is Dedup.PAGES and len(rows) and self.pool.short:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 
 from criu_relay.flow.zeros import PAGE
-from criu_relay.store.arena import LARGEST, Arena, Region
+from criu_relay.store.arena import LARGEST, Arena
 from criu_relay.store.backlog import Backlog
 from criu_relay.store.pages import INDEX_ENTRY, PageIndex, Pages
 from criu_relay.store.policy import Dedup
 from criu_relay.store.reclaim import Reclaimer
+from criu_relay.store.region import Region
 
 SHORT = 2
 """Memory is short when less than one in so many bytes of the budget can be reserved: the rest takes what comes until

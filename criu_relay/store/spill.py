@@ -12,10 +12,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from criu_relay.flow.zeros import PAGE
-from criu_relay.store.arena import punch
 from criu_relay.store.image import Image
 from criu_relay.store.memory import Memory
 from criu_relay.store.pages import runs
+from criu_relay.store.region import punch
 from criu_relay.store.table import RUN, Kind, entry, kinds
 
 

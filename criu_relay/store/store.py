@@ -114,7 +114,9 @@ class Store:
 
     # IIntake
 
-    def begin(self, owner: Owner, migration: bytes, namespace: str, copy: bool, source: str) -> None:
+    def begin(
+        self, owner: Owner, migration: bytes, namespace: str, copy: bool, source: str, digests: bool = True
+    ) -> None:
         """See L{IIntake.begin}."""
         if migration in self._generations:
             raise ProtocolError(f"migration {migration.hex()} began twice")
@@ -129,7 +131,7 @@ class Store:
         home.began += 1
         generation = Generation(
             namespace, home.began, owner, migration, copy, source, self._clock.seconds(),
-            partial(Image, self.memory, self.memory.index(owner.peer)), self._decided,
+            partial(Image, self.memory, self.memory.index(owner.peer), digests=digests), self._decided,
         )  # fmt: skip
         self._generations[migration] = generation
         home.add(generation)

@@ -10,7 +10,7 @@ import numpy
 from criu_relay.flow.zeros import PAGE
 from criu_relay.wire.link import ENTRY
 
-__all__ = ["ENTRY", "RUN", "Kind", "PageTable", "entry", "kinds", "numbers", "pages_of"]
+__all__ = ["ENTRY", "RUN", "Kind", "PageTable", "entry", "kinds", "numbers", "pages_of", "together"]
 
 RUN = 256
 """Pages in a run at most: 1 MiB, what one turn of the reactor moves."""
@@ -112,6 +112,15 @@ _NONE = numpy.zeros(0, numpy.uint64)
 def kinds(entries: numpy.ndarray) -> numpy.ndarray:
     """The kinds of entries."""
     return (entries >> numpy.uint64(_SHIFT)).astype(numpy.intp)
+
+
+def together(entries: numpy.ndarray) -> tuple[int, int]:
+    """Of entries (at least one) whose HELD pages follow one another: the number of the first of those, and how many."""
+    first, last = int(entries[0]), int(entries[-1])
+    if first >> _SHIFT == Kind.HELD and last - first == len(entries) - 1:
+        return first, len(entries)
+    held = entries[kinds(entries) == Kind.HELD]
+    return (int(held[0]) if len(held) else 0), len(held)
 
 
 def numbers(entries: numpy.ndarray, kind: Kind) -> numpy.ndarray:

@@ -75,16 +75,18 @@ class Source(_message.Message):
     def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., command: _Optional[str] = ..., boot_id: _Optional[str] = ...) -> None: ...
 
 class Namespace(_message.Message):
-    __slots__ = ("migration", "name", "copy", "source")
+    __slots__ = ("migration", "name", "copy", "source", "digests")
     MIGRATION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     COPY_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     migration: bytes
     name: str
     copy: bool
     source: Source
-    def __init__(self, migration: _Optional[bytes] = ..., name: _Optional[str] = ..., copy: _Optional[bool] = ..., source: _Optional[_Union[Source, _Mapping]] = ...) -> None: ...
+    digests: bool
+    def __init__(self, migration: _Optional[bytes] = ..., name: _Optional[str] = ..., copy: _Optional[bool] = ..., source: _Optional[_Union[Source, _Mapping]] = ..., digests: _Optional[bool] = ...) -> None: ...
 
 class Snapshot(_message.Message):
     __slots__ = ("migration", "index", "label")

@@ -322,8 +322,10 @@ class Intake:
         if call[0] in self.refuse:
             raise self.refuse[call[0]]
 
-    def begin(self, owner: Owner, migration: bytes, namespace: str, copy: bool, source: str) -> None:
-        self._called("begin", owner, migration, namespace, copy, source)
+    def begin(
+        self, owner: Owner, migration: bytes, namespace: str, copy: bool, source: str, digests: bool = True
+    ) -> None:
+        self._called("begin", owner, migration, namespace, copy, source, digests)
 
     def snapshot(self, owner: Owner, migration: bytes, index: int, label: str) -> None:
         self._called("snapshot", owner, migration, index, label)

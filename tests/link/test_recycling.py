@@ -85,8 +85,8 @@ class Poisoned(Arena):
     def force(self, size: int) -> Extent:
         return super().force(min(size, SMALLEST))
 
-    def take(self, size: int) -> int:
-        number = super().take(size)
+    def take(self, size: int, wanted: int = -1) -> int:
+        number = super().take(size, wanted)
         pages = range(number, number + size // SMALLEST)
         self.uses += len(self._seen.intersection(pages))
         self._seen.update(pages)
@@ -95,7 +95,7 @@ class Poisoned(Arena):
 
     def put(self, first: int, count: int, shared: bool) -> None:
         super().put(first, count, shared and self.sharing)
-        if not (shared and self.sharing):
+        if count and not (shared and self.sharing):
             self._poison(first, count)
 
     def _poison(self, first: int, count: int) -> None:

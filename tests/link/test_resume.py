@@ -16,7 +16,7 @@ from criu_relay.store.generation import State
 from criu_relay.store.store import Store
 from criu_relay.wire.link_pb2 import CACHE, PROXY, Frame
 from tests.link.session import FIRST, KEPT, Session, contents, states
-from tests.link.support import MIB, PATIENCE, Loop, Parsed, Producer, Wired, hello, migration, result
+from tests.link.support import MIB, PATIENCE, Intake, Loop, Parsed, Producer, Wired, hello, migration, result
 from tests.support.faults import DOWN, UP, Fault
 
 SECONDS = 30.0
@@ -145,6 +145,15 @@ def test_without_a_window_nothing_can_be_sent_again() -> None:
     result(session.outgoing.decide(False, "given up"))
     loop.connect()
     assert states(loop) == [State.ABORTED], "the cache is told when there is a link again"
+
+
+@pytest.mark.parametrize(("window", "digests"), [(0, False), (4 * MIB, True)])
+def test_who_keeps_nothing_says_that_there_are_no_digests(window: int, digests: bool) -> None:
+    intake = Intake()
+    loop = Loop(window=window, intake=intake).connect()
+    loop.outlet.begin(FIRST, "web", False, lambda error: None)
+    loop.pump()
+    assert [call[-1] for call in intake.calls if call[0] == "begin"] == [digests]
 
 
 def test_a_proxy_without_a_session_is_not_waited_for() -> None:
@@ -281,5 +290,5 @@ def test_cut_in_an_extent_with_zeros_left_out(part: int) -> None:
         loop.connect()
         assert run(loop) == ([], [len(data) + 3]), at
         generation = loop.store.namespaces["web"].generations[0]
-        assert generation.find(None, "pages-1.img").own_digest() == xxhash.xxh3_128(data).digest()  # type: ignore[union-attr]
+        assert generation.find(None, "pages-1.img").digest == xxhash.xxh3_128(data).digest()  # type: ignore[union-attr]
         assert loop.links == 2

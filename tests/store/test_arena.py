@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from criu_relay.errors import OutOfMemory
 from criu_relay.interfaces import IArena, IExtent
 from criu_relay.store import arena as module
-from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, SMALLEST, Arena, Extent, punch
+from criu_relay.store import region
+from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, SMALLEST, Arena, Extent
+from criu_relay.store.region import punch
 
 MIB = 1 << 20
 
@@ -346,9 +348,9 @@ def test_a_region_that_cannot_be_mapped_leaves_no_descriptor(monkeypatch: pytest
     def refuse(*args: object) -> None:
         raise OSError(12, "no memory")
 
-    monkeypatch.setattr(module.mmap, "mmap", refuse)
+    monkeypatch.setattr(region.mmap, "mmap", refuse)
     with pytest.raises(OSError, match="no memory"):
-        module.Region(0, MIB)
+        region.Region(0, MIB)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -415,3 +417,34 @@ def test_any_order_of_taking_and_giving_back(steps: list[Step]) -> None:
         pass
     assert arena.recycled <= arena.keep
     arena.close()
+
+
+def test_what_adjoins_is_free_and_in_the_same_memfd() -> None:
+    pages = LARGEST // SMALLEST
+    arena = Arena(4 * LARGEST, keep=4 * LARGEST)
+    assert arena.reserve(4 * LARGEST)
+    first = arena.take(LARGEST)
+    assert arena.adjoins(first + pages), "memory that was never used"
+    assert arena.take(LARGEST, first + pages) == first + pages
+    assert not arena.adjoins(first + pages), "it is taken"
+    assert [arena.take(LARGEST), arena.take(LARGEST)] == [first + 2 * pages, first + 3 * pages]
+    assert not arena.adjoins(first + 4 * pages), "the memfd ends there"
+    arena.put(first + pages, pages, False)
+    assert arena.adjoins(first + pages)
+    arena.put(first + 3 * pages, pages, True)
+    assert not arena.adjoins(first + 3 * pages), "what is warm is better"
+
+
+def test_who_begins_finds_room_behind() -> None:
+    """Of free places that lie together the first is taken, however they came back."""
+    pages, count = LARGEST // SMALLEST, 8
+    arena = Arena(count * LARGEST, keep=count * LARGEST)
+    assert arena.reserve(count * LARGEST)
+    numbers = [arena.take(LARGEST) for _ in range(count)]
+    for number in (*numbers[4:], *numbers[:3]):
+        arena.put(number, pages, False)
+    assert arena.reserve((count - 1) * LARGEST)
+    assert arena.take(LARGEST) == numbers[0]
+    assert arena.take(LARGEST, numbers[1]) == numbers[1]
+    assert arena.take(LARGEST) == numbers[2]
+    assert arena.take(LARGEST) == numbers[4]

@@ -100,7 +100,7 @@ def test_bytes_come_back(owner: Owner, size: int) -> None:
     append(image, pattern(size))
     image.finish(size, digest(pattern(size)))
     assert image.complete
-    assert image.digest == image.own_digest() == digest(pattern(size))
+    assert image.digest == digest(pattern(size))
     assert whole(image) == pattern(size)
 
 
@@ -165,6 +165,34 @@ def test_without_a_digest_the_size_counts(owner: Owner) -> None:
     image.finish(3, None)
     assert image.complete
     assert image.digest is None
+
+
+def test_where_no_digest_was_to_come_none_is_made(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module.xxhash, "xxh3_128", lambda: pytest.fail("a digest is made"))
+    image = Image(owner.memory, owner.memory.index("alice"), 1, 1, "pages-1.img", digests=False)
+    append(image, pattern(LARGEST + 5))
+    with pytest.raises(ProtocolError, match="has a digest in a namespace without"):
+        image.finish(image.size, bytes(16))
+    image.finish(image.size, None)
+    assert whole(image) == pattern(LARGEST + 5)
+
+
+@pytest.mark.parametrize("first", [1, SMALLEST, 5 * SMALLEST + 7, LARGEST - 1])
+def test_a_frame_has_one_room_wherever_the_one_before_ended(first: int) -> None:
+    """While memory is plenty the next extent is the one behind, so that a frame is received at once."""
+    owner = Owner(limit=256 * MIB)
+    image = owner.image()
+    append(image, pattern(first + LARGEST)[:first])
+    append(image, pattern(first + LARGEST)[first:])
+    for _ in range(20):
+        room = image.reserve(LARGEST)
+        assert len(room.view) >= LARGEST
+        room.view[:LARGEST] = pattern(image.size + LARGEST)[image.size :]
+        image.written(LARGEST)
+    image.finish(image.size, digest(pattern(image.size)))
+    assert whole(image) == pattern(image.size)
+    image.drop()
+    assert owner.settle() == 0
 
 
 def test_append_goes_on_where_it_ended(owner: Owner) -> None:
