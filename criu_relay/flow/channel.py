@@ -29,7 +29,7 @@ class ChannelUser(FrameSource, FrameTarget, Protocol):
         """Frames may be sent and will come: the peer is who it must be. Called once, not before C{start}."""
 
     def turn_ended(self) -> None:
-        """After each turn of the reactor that brought something."""
+        """After each turn of the reactor that may have brought something."""
 
     def ended(self, error: BaseException | None) -> None:
         """The connection is over: with None at the peer's end of stream. Called at most once, not after C{stop}."""

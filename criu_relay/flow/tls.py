@@ -103,8 +103,9 @@ class Cipher:
     def _read_records(native: Native, room: memoryview) -> int:
         """The bytes filled; 0: recv_into will say why."""
         start, size, filled = native.address(room), len(room), 0
+        read, session = native.read, native.session
         while filled < size:
-            count = native.read(native.session, start + filled, size - filled)
+            count = read(session, start + filled, size - filled)
             if count <= 0:
                 break
             filled += count
@@ -286,26 +287,39 @@ class TlsChannel:
 
     def _read(self) -> None:
         """At most 1 MiB: OpenSSL's buffer first, because nothing in it wakes epoll."""
-        moved = 0
+        left = BYTES_PER_TURN
         try:
-            while moved < BYTES_PER_TURN and self._reading:
+            while left > 0 and self._reading:
                 buffers = self._user.buffers()
                 if not buffers:
                     self._reactor.removeReader(self)
                     return
-                count = self._cipher.read_into(buffers[0])
-                if count:
-                    self._user.received(count)
-                elif not self._receive():
-                    self._end(None)
-                    return
-                moved += max(count, STEP)
+                left -= self._fill(buffers[0], left)
             self._later()
         finally:
-            if moved and self._open:
+            if self._open:
                 self._user.turn_ended()
                 if not self._ciphertext and self._fetch_ciphertext():
                     self._reactor.addWriter(self)
+
+    def _fill(self, room: memoryview, most: int) -> int:
+        """Fill it with what comes, and tell the user once, whatever ended that: each time costs as much as a frame.
+
+        @param most: of the turn.
+        @return: what of the turn is used up.
+        """
+        filled = used = 0
+        try:
+            while filled < len(room) and used < most:
+                count = self._cipher.read_into(room[filled:])
+                if not count and not self._receive():
+                    raise SSL.ZeroReturnError
+                filled += count
+                used += max(count, STEP)
+        finally:
+            if filled:
+                self._user.received(filled)
+        return used
 
     def _later(self) -> None:
         if self._open and self._reading and self._again is None:

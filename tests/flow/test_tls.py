@@ -298,6 +298,28 @@ def test_large_turns_are_bounded(tmp_path: Path) -> None:
     pair.close()
 
 
+def test_the_user_is_told_of_a_turn_not_of_each_record(tmp_path: Path) -> None:
+    """Also of what came before a byte that was changed."""
+    pair = Pair(tmp_path).shake()
+    told: list[int] = []
+    received = pair.user.received
+    pair.user.received = lambda count: (told.append(count), received(count))  # type: ignore[method-assign, func-returns-value]
+    for _ in range(10):
+        pair.peer.write(b"x" * 100)
+    pair.turn_peer()
+    pair.turn()
+    assert told == [1000]
+    for _ in range(10):
+        pair.peer.write(b"y" * 100)
+    pair.spoil = lambda data: data[:-1] + bytes([data[-1] ^ 1])
+    pair.turn_peer()
+    pair.turn()
+    assert told == [1000, 900]
+    assert pair.user.data == b"x" * 1000 + b"y" * 900
+    assert len(pair.user.ends) == 1
+    pair.close()
+
+
 def test_tiny_records_do_not_make_a_longer_turn(tmp_path: Path) -> None:
     pair = Pair(tmp_path).shake()
     for _ in range(1000):
