@@ -20,6 +20,9 @@ from criu_relay.interfaces import IImageSink, IPassingSink
 BYTES_PER_TURN = 1 << 20
 """What one turn of the reactor moves at most."""
 
+FULL_TIMES = 2
+"""A pipe that was full so often carries more than a small image: 64 KiB once are one that is written at once."""
+
 
 @implementer(IPushProducer, IReadDescriptor)
 class DescriptorSource:
@@ -34,7 +37,7 @@ class DescriptorSource:
         self._fd = fd
         self._sink = sink
         self._finished = finished
-        self._enlarged = False
+        self._full = 0
         self._paused = True
         self._way = Way(CRIU, readv, read)
         self._passing: IPassingSink | None = None
@@ -93,9 +96,8 @@ class DescriptorSource:
                 left -= count
                 if left <= 0 or self._paused or not self.active:
                     return
+                # Nothing waits: that may be the end, which has come with the last bytes of what is small.
                 waiting = readable_bytes(self._fd)
-                if not waiting:
-                    return
         except BlockingIOError:
             return
         except (OSError, RelayError) as error:
@@ -103,9 +105,10 @@ class DescriptorSource:
 
     def _read(self, waiting: int, most: int) -> int:
         """Read once, what `waiting` says or the end; the bytes read, 0 when this turn is over."""
-        if waiting >= DEFAULT_PIPE and not self._enlarged:
-            self._enlarged = True
-            enlarge(self._fd)
+        if waiting >= DEFAULT_PIPE and self._full < FULL_TIMES:
+            self._full += 1
+            if self._full == FULL_TIMES:
+                enlarge(self._fd)
         if self._passing is not None and waiting:
             self._paused = True
             self._passing.offer(self._fd, min(waiting, most))

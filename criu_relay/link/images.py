@@ -68,12 +68,12 @@ class QueuedImage:
         return self.extent(item)
 
     def begin(self, mode: Mode) -> None:
-        """A write begins."""
+        """A write begins: its frame waits for what comes first, to leave with that."""
         self.complete = False
         body = link_pb2.Image(
             migration=self.migration.id, image=self.number, snapshot=self.snapshot, name=self.name, mode=MODES[mode]
         )
-        self.queue(link_pb2.Frame(image=body))
+        self._frames.append(link_pb2.Frame(image=body))
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """See L{IImageSink}; push producers only."""

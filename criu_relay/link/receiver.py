@@ -27,8 +27,11 @@ COUNTED = ("namespace", "snapshot", "image", "extent", "image_end", "namespace_e
 
 
 FRAMES_PER_ACK = 8
-"""While the payload of the next one comes in, so many are acknowledged at once: an acknowledgement costs each side as
-much as a frame, and 8 MiB are little of a window of 256 MiB."""
+"""So many are acknowledged at once: an acknowledgement costs each side as much as a frame, and 8 MiB are little of a
+window of 256 MiB."""
+
+ACK_SECONDS = 0.001
+"""Fewer are acknowledged after this."""
 
 
 class Taking:
@@ -135,6 +138,7 @@ class Receiver:
         self.links: dict[LinkConnection, Session] = {}
         self._intake = intake
         self._counters = counters
+        self._clock = clock
         self._sessions = Sessions(clock, patience, self._ended)
 
     def link_up(self, connection: LinkConnection) -> None:
@@ -195,12 +199,23 @@ class Receiver:
             return DroppedPayload(self, session, connection, frame.payload) if frame.payload else None
 
     def turn_ended(self, connection: LinkConnection) -> None:
-        """Acknowledge what came, unless more of the same is coming in."""
+        """Acknowledge what came, together with what follows at once."""
         session = self.links[connection]
         owed = session.frames - session.acknowledged
-        if owed >= FRAMES_PER_ACK or (owed and not connection.awaited):
+        if owed >= FRAMES_PER_ACK:
+            self._acknowledge(session)
+        elif owed and session.acknowledging is None:
+            session.acknowledging = self._clock.callLater(ACK_SECONDS, self._acknowledge_rest, session)
+
+    def _acknowledge_rest(self, session: Session) -> None:
+        session.acknowledging = None
+        if session.frames > session.acknowledged:
+            self._acknowledge(session)
+
+    def _acknowledge(self, session: Session) -> None:
+        if session.connection is not None:
             session.acknowledged = session.frames
-            connection.send(link_pb2.Frame(ack=link_pb2.Ack(frames=session.frames)))
+            session.connection.send(link_pb2.Frame(ack=link_pb2.Ack(frames=session.frames)))
 
     def took(self, connection: LinkConnection, count: int) -> None:
         """So many payload bytes have come."""
@@ -214,6 +229,9 @@ class Receiver:
     def link_down(self, connection: LinkConnection, reason: RelayError) -> None:
         """What it had not brought whole waits for the next link, or is given up."""
         session = self.links.pop(connection)
+        if session.acknowledging is not None:
+            session.acknowledging.cancel()
+            session.acknowledging = None
         self._counters.add("links_lost")
         self._counters.failed(f"link to {connection.describe()}", reason.cause, reason.reason)
         if session.connection is connection:

@@ -40,6 +40,7 @@ class Session:
     @ivar partial: payload bytes taken of the next one.
     @ivar charged: the cost of the next one was taken off its migration's credit.
     @ivar acknowledged: the count that it was told last.
+    @ivar acknowledging: the call that acknowledges what was not yet.
     @ivar restored: migrations whose process runs here, which it is not told yet.
     @ivar connection: its link; None: it is lost, and the session ends when it is not made again in time.
     """
@@ -53,6 +54,7 @@ class Session:
     connection: LinkConnection | None = None
     migrations: dict[bytes, Migration] = field(default_factory=dict)
     restored: list[bytes] = field(default_factory=list)
+    acknowledging: Any = None
     ending: Any = None
 
     def handled(self) -> None:

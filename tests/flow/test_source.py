@@ -18,7 +18,7 @@ from criu_relay.errors import RelayError
 from criu_relay.flow import source as module
 from criu_relay.flow import ways
 from criu_relay.flow.pipes import LARGE_PIPE, readable_bytes
-from criu_relay.flow.source import BYTES_PER_TURN, DescriptorSource
+from criu_relay.flow.source import BYTES_PER_TURN, FULL_TIMES, DescriptorSource
 from criu_relay.interfaces import Room
 from tests.flow.support import MIB, FakeReactor, Sink, no_descriptor_left
 
@@ -118,10 +118,15 @@ def test_a_hang_up_with_data_left_loses_nothing(pipe: Pipe) -> None:
     pipe.reactor.removeReader(pipe.source)
     pipe.source.connectionLost(Failure(ConnectionDone()))
     assert pipe.sink.data == b"abc"
-    assert pipe.sink.calls == []
-    assert pipe.reactor.readers == [pipe.source]
-    pipe.source.doRead()
     assert pipe.sink.calls == ["unregister", "end"]
+
+
+def test_the_end_that_comes_with_the_last_bytes_is_seen_with_them(pipe: Pipe) -> None:
+    pipe.source.start()
+    os.write(pipe.writing, b"abc")
+    pipe.close_writer()
+    pipe.source.doRead()
+    assert (pipe.sink.data, pipe.sink.calls) == (b"abc", ["unregister", "end"])
 
 
 def test_a_hang_up_while_there_is_no_room(pipe: Pipe) -> None:
@@ -187,8 +192,9 @@ def test_a_turn_is_bounded(pipe: Pipe) -> None:
         with pytest.raises(BlockingIOError):
             while True:
                 os.write(pipe.writing, bytes(65536))
+        before = len(pipe.sink.data)
         pipe.source.doRead()
-    assert len(pipe.sink.asked) == 3
+        assert 0 < len(pipe.sink.data) - before <= BYTES_PER_TURN
     assert max(pipe.sink.asked) <= BYTES_PER_TURN
 
 
@@ -254,10 +260,11 @@ def test_a_full_pipe_is_enlarged_once() -> None:
     size = fcntl.fcntl(pipe.reading, fcntl.F_GETPIPE_SZ)
     os.write(pipe.writing, b"abc")
     pipe.source.doRead()
-    assert fcntl.fcntl(pipe.reading, fcntl.F_GETPIPE_SZ) == size, "a small image is not worth it"
-    os.write(pipe.writing, bytes(size))
-    assert readable_bytes(pipe.reading) == size
-    pipe.source.doRead()
+    for _ in range(FULL_TIMES):
+        assert fcntl.fcntl(pipe.reading, fcntl.F_GETPIPE_SZ) == size, "a small image is not worth it"
+        os.write(pipe.writing, bytes(size))
+        assert readable_bytes(pipe.reading) == size
+        pipe.source.doRead()
     assert fcntl.fcntl(pipe.reading, fcntl.F_GETPIPE_SZ) == LARGE_PIPE
     fcntl.fcntl(pipe.reading, fcntl.F_SETPIPE_SZ, size)
     os.write(pipe.writing, bytes(size))

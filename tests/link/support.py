@@ -15,7 +15,7 @@ from criu_relay.errors import Cause, RelayError
 from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner, Room
 from criu_relay.link.connection import LinkConnection
 from criu_relay.link.outlet import LinkOutlet
-from criu_relay.link.receiver import Receiver
+from criu_relay.link.receiver import ACK_SECONDS, Receiver
 from criu_relay.link.transports import Ownership
 from criu_relay.store.arena import Arena
 from criu_relay.store.store import Store
@@ -232,9 +232,11 @@ class Loop:
 
     def pump(self) -> None:
         """Until nobody has anything to say."""
-        while not self.cut:
-            if not (self._move(UP) or self._move(DOWN)):
-                break
+        while self._moved() or (self.clock.advance(ACK_SECONDS) or self._moved()):
+            pass
+
+    def _moved(self) -> bool:
+        return any(not self.cut and self._move(way) for way in (UP, DOWN))
 
     def _move(self, way: str, times: int = 1 << 30) -> bool:
         source, target = (self.proxy, self.cache) if way == UP else (self.cache, self.proxy)

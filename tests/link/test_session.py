@@ -10,7 +10,7 @@ import pytest
 from criu_relay.errors import RelayError
 from criu_relay.flow.zeros import PAGE
 from criu_relay.interfaces import Mode
-from criu_relay.link.receiver import FRAMES_PER_ACK
+from criu_relay.link.receiver import ACK_SECONDS, FRAMES_PER_ACK
 from criu_relay.store.credit import STALL_SECONDS
 from criu_relay.store.generation import State
 from criu_relay.wire import link as wire
@@ -52,8 +52,8 @@ def test_as_it_should_be() -> None:
     assert loop.outlet.describe()["state"] == "up"
 
 
-def test_large_frames_are_acknowledged_together() -> None:
-    """As long as the payload of the next is coming in; at a boundary at once."""
+def test_frames_are_acknowledged_together() -> None:
+    """Those that come soon after one another."""
     loop = Loop().connect()
     said, part = loop.cache, 100
     begin = [
@@ -62,17 +62,30 @@ def test_large_frames_are_acknowledged_together() -> None:
         Frame(image=link_pb2.Image(migration=FIRST, image=1, snapshot=1, name="a", mode=link_pb2.REPLACE)),
     ]
     said.say(*begin)
+    loop.clock.advance(ACK_SECONDS)
     assert [frame.ack.frames for frame, _ in said.heard() if frame.HasField("ack")] == [3]
     acknowledged = []
-    for number in range(2 * FRAMES_PER_ACK):
+    for number in range(2 * FRAMES_PER_ACK + 1):
         extent = Frame(extent=link_pb2.Extent(migration=FIRST, image=1, offset=number * part), payload=part)
-        data = wire.encode(extent) + bytes(part)
-        cut = len(data) - 1
-        said.connection.dataReceived((b"z" if number else b"") + data[:cut])
+        said.connection.dataReceived(wire.encode(extent) + bytes(part))
         acknowledged += [frame.ack.frames for frame, _ in said.heard() if frame.HasField("ack")]
-    assert acknowledged == [3 + FRAMES_PER_ACK]
-    said.connection.dataReceived(b"z")
-    assert [frame.ack.frames for frame, _ in said.heard()] == [3 + 2 * FRAMES_PER_ACK]
+    assert acknowledged == [3 + FRAMES_PER_ACK, 3 + 2 * FRAMES_PER_ACK]
+    loop.clock.advance(ACK_SECONDS)
+    assert [frame.ack.frames for frame, _ in said.heard()] == [3 + 2 * FRAMES_PER_ACK + 1]
+    loop.clock.advance(ACK_SECONDS)
+    assert not said.heard()
+
+
+def test_what_is_not_acknowledged_when_the_link_breaks_is_told_over_the_next() -> None:
+    loop = Loop(patience=60.0).connect()
+    loop.outlet.begin(FIRST, "web", False, lambda error: None)
+    while loop._move(UP):
+        pass
+    loop.disconnect()
+    assert not [call for call in loop.clock.getDelayedCalls() if call.getTime() <= loop.clock.seconds() + ACK_SECONDS]
+    loop.connect()
+    said = Parsed().feed(bytes(loop.record["down"]))
+    assert [frame.resume.frames for frame, _ in said.frames if frame.HasField("resume")][-1] == 1
 
 
 def test_an_abort() -> None:
