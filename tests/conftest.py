@@ -11,9 +11,8 @@ import pytest
 
 from tests.support.criu import Criu, missing
 from tests.support.daemons import Relay
+from tests.support.outcome import FAILED, failed
 from tests.support.victims import Victim
-
-FAILED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,6 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_criu: runs the real criu; skipped where that cannot be, unless CI=true")
     # A shell starts background jobs with SIGINT ignored, and everything that they start inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Each daemon and command would compile all of its modules, which takes half as long as the rest of its start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -48,7 +49,7 @@ def relay(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Relay]:
     try:
         yield made
     finally:
-        if request.node.stash.get(FAILED, False):
+        if failed(request):
             print(made.report())
         made.close()
 
@@ -79,6 +80,6 @@ def criu(tmp_path: Path, relay: Relay, victim: object, request: pytest.FixtureRe
     try:
         yield made
     finally:
-        if request.node.stash.get(FAILED, False):
+        if failed(request):
             print(made.report())
         made.close()
