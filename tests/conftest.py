@@ -12,6 +12,7 @@ import pytest
 from tests.support.criu import Criu, missing
 from tests.support.daemons import Relay
 from tests.support.outcome import FAILED, failed
+from tests.support.regions import Left, swept
 from tests.support.victims import Victim
 
 
@@ -40,6 +41,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         item.stash[FAILED] = True
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def regions() -> Iterator[Left]:
+    """Image memory that tests leave is given back."""
+    with swept() as left:
+        yield left
+
+
+@pytest.fixture(autouse=True)
+def memory_is_given_back(regions: Left) -> Iterator[None]:
+    """See L{regions}."""
+    yield
+    regions.look()
 
 
 @pytest.fixture
