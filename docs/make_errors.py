@@ -11,10 +11,11 @@ docs/error_texts.py.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,7 +178,8 @@ def _last_is_fixed(node: ast.expr) -> bool:
     return False
 
 
-def messages() -> list[Message]:
+@functools.cache
+def messages() -> tuple[Message, ...]:
     """All of them, as they stand in the code; each once in a module."""
     errors = typed_errors()
     found: dict[Message, None] = {}
@@ -188,7 +190,7 @@ def messages() -> list[Message]:
             for node in _own(function):
                 for message in _message(module, texts_of, node, errors):
                     found[message] = None
-    return list(found)
+    return tuple(found)
 
 
 def _scopes(tree: ast.Module) -> list[ast.AST]:
@@ -288,7 +290,7 @@ def group_of(message: Message) -> str:
     )
 
 
-def silent(found: list[Message]) -> list[Message]:
+def silent(found: Iterable[Message]) -> list[Message]:
     """Those of which nobody says what to do."""
     return [one for one in found if not one.todo and group_of(one) != texts.PROTOCOL_GROUP]
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.criu import Criu, missing
 from tests.support.daemons import Relay
+from tests.support.outcome import FAILED, failed
+from tests.support.regions import Left, swept
 from tests.support.victims import Victim
-
-FAILED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_criu: runs the real criu; skipped where that cannot be, unless CI=true")
     # A shell starts background jobs with SIGINT ignored, and everything that they start inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Each daemon and command would compile all of its modules, which takes half as long as the rest of its start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -41,6 +43,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.fixture(scope="session", autouse=True)
+def regions() -> Iterator[Left]:
+    """Image memory that tests leave is given back."""
+    with swept() as left:
+        yield left
+
+
+@pytest.fixture(autouse=True)
+def memory_is_given_back(regions: Left) -> Iterator[None]:
+    """See L{regions}."""
+    yield
+    regions.look()
+
+
 @pytest.fixture
 def relay(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Relay]:
     """Daemons to start; what they said is shown when the test fails."""
@@ -48,7 +64,7 @@ def relay(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Relay]:
     try:
         yield made
     finally:
-        if request.node.stash.get(FAILED, False):
+        if failed(request):
             print(made.report())
         made.close()
 
@@ -79,6 +95,6 @@ def criu(tmp_path: Path, relay: Relay, victim: object, request: pytest.FixtureRe
     try:
         yield made
     finally:
-        if request.node.stash.get(FAILED, False):
+        if failed(request):
             print(made.report())
         made.close()

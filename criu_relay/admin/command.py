@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from criu_relay import __version__, values
+from criu_relay import __version__
 from criu_relay.admin import files, show
 from criu_relay.admin.client import GRACE, Broken, Client, Refused, Unanswered, Unreachable, target
 from criu_relay.admin.rundir import ROLES, run_directory, socket_path
@@ -167,6 +167,9 @@ def _bytes(text: str) -> int:
 
 
 def _rate(text: str) -> int | str:
+    # It knows endpoints as well: Twisted takes longer to load than everything that this command does.
+    from criu_relay import values
+
     try:
         value = values.rate(text)
     except ValueError as error:

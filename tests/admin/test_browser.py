@@ -20,8 +20,7 @@ PHONE = 360
 """Pixels: the narrowest that is sold."""
 
 
-@pytest.fixture
-def url(relay: Relay) -> str:
+def start(relay: Relay) -> str:
     """The page of a cache that a proxy is linked to, with a namespace whose name is as long as names are."""
     port = free_port()
     relay.start_cache("--metrics", f"tcp:{port}:interface=127.0.0.1", "--stream", str(relay.directory("b/web")))
@@ -44,10 +43,21 @@ def send(relay: Relay, name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chromium]:
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page that nothing happens to."""
+    relay = Relay(tmp_path_factory.mktemp("relay"))
+    try:
+        yield start(relay)
+    finally:
+        relay.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """Each test opens a tab of its own."""
     needs("chromium", "chromium")
-    with Chromium(tmp_path) as made:
+    with Chromium(tmp_path_factory.mktemp("chromium")) as made:
         yield made
 
 
@@ -56,8 +66,8 @@ def words(tab: Any, selector: str = "main") -> str:
     return text
 
 
-def test_live(relay: Relay, url: str, browser: Chromium, tmp_path: Path) -> None:
-    tab = browser.open(url)
+def test_live(relay: Relay, browser: Chromium, tmp_path: Path) -> None:
+    tab = browser.open(start(relay))
     until(lambda: words(tab, "#live") == "live", SECONDS, "the page is live")
     assert "later" not in words(tab)
     send(relay, "later")
@@ -91,7 +101,7 @@ def test_the_policy_bites(url: str, browser: Chromium) -> None:
     assert tab.evaluate("document.getElementById('styled').offsetWidth") > 7
 
 
-def test_without_scripts(relay: Relay, url: str, browser: Chromium) -> None:
+def test_without_scripts(url: str, browser: Chromium) -> None:
     tab = browser.open(url, scripts=False)
     until(lambda: "criu-relay-cache" in words(tab, "body"), SECONDS, "it is there")
     assert "web" in words(tab, "#namespaces") and "discarded at the proxy" in words(tab, "#failures")

@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from criu_relay.admin import command as module
 from criu_relay.errors import Aborted, Conflict
 from criu_relay.interfaces import CommitRequest
 
@@ -93,6 +96,15 @@ class TestUsage:
         for command in ("status", "attach", "detach", "wait", "commit", "images", "discard", "export", "import"):
             assert f"    {command} " in ran.out
             assert world.command(command, "--help").code == 0
+
+    def test_it_is_light(self) -> None:
+        """Scripts call it again and again; Twisted alone takes three times as long to load as all of it."""
+        code = "import sys; from criu_relay.admin import command; print(*sys.modules)"
+        ran = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=Path(
+            module.__file__).parents[2])  # fmt: skip
+        loaded = set(ran.stdout.split())
+        assert "criu_relay.admin.client" in loaded
+        assert not loaded & {"twisted", "zope", "google", "OpenSSL", "cryptography", "numpy", "http.client", "ssl"}
 
     def test_version(self, world: Any) -> None:
         assert world.command("--version").out == "criu-relay 0.1.0\n"

@@ -232,6 +232,18 @@ def manhole(relay: Relay) -> Iterator[Manhole]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def visited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manhole]:
+    """One that is only looked at."""
+    relay = Relay(tmp_path_factory.mktemp("visited"))
+    try:
+        made = Manhole(relay)
+        yield made
+        made.close()
+    finally:
+        relay.close()
+
+
 def test_a_session(manhole: Manhole) -> None:
     relay = manhole.relay
     ssh = manhole.ssh("-o", "StrictHostKeyChecking=accept-new")
@@ -254,8 +266,8 @@ def test_a_session(manhole: Manhole) -> None:
     assert f"{manhole.fingerprint} discarded 1048576 bytes from 0 on of image 1/pages-1.img of db" in said
 
 
-def test_commands_from_a_pipe(manhole: Manhole) -> None:
-    ssh = manhole.ssh("-o", "StrictHostKeyChecking=accept-new")
+def test_commands_from_a_pipe(visited: Manhole) -> None:
+    ssh = visited.ssh("-o", "StrictHostKeyChecking=accept-new")
     out, _ = ssh.process.communicate(b"namespaces()\nimages('db')\n", SECONDS)
     assert b"committed copy" in out and b"1/pages-1.img" in out
     assert ssh.process.returncode == 0
@@ -271,10 +283,10 @@ def test_the_host_stays_the_same(manhole: Manhole) -> None:
     manhole.ssh("-o", "StrictHostKeyChecking=yes").says(">>> ")
 
 
-def test_another_key_stays_outside(manhole: Manhole) -> None:
-    other = manhole.relay.base / "other"
-    manhole.write(other, new_key())
-    ssh = manhole.ssh("-o", "StrictHostKeyChecking=accept-new", key=other)
+def test_another_key_stays_outside(visited: Manhole) -> None:
+    other = visited.relay.base / "other"
+    visited.write(other, new_key())
+    ssh = visited.ssh("-o", "StrictHostKeyChecking=accept-new", key=other)
     said = ssh.says("Permission denied")
     assert ">>>" not in said
     assert ssh.says(")").startswith(" (publickey)"), "there is no password to guess"
@@ -282,13 +294,13 @@ def test_another_key_stays_outside(manhole: Manhole) -> None:
 
 
 @pytest.mark.parametrize("what", ["exec", "sftp", "forward"])
-def test_a_shell_and_nothing_else(manhole: Manhole, what: str) -> None:
+def test_a_shell_and_nothing_else(visited: Manhole, what: str) -> None:
     options = {
         "exec": ("-o", "RemoteCommand=id"),
         "sftp": ("-o", "RemoteCommand=sftp", "-s"),
         "forward": ("-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"),
     }[what]
-    ssh = manhole.ssh("-o", "StrictHostKeyChecking=accept-new", *options)
+    ssh = visited.ssh("-o", "StrictHostKeyChecking=accept-new", *options)
     assert ssh.process.wait(SECONDS) != 0
     assert ">>>" not in ssh._new()
 

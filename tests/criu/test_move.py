@@ -19,6 +19,9 @@ pytestmark = pytest.mark.needs_criu
 
 MIB = 1 << 20
 
+TASK = 100
+"""MiB of the victim: one window takes all of it at once, one has to be emptied again and again."""
+
 PAGEMAP_ENTRIES = 24_000
 """A pipe holds some 4,100 entries of a pagemap: a server that writes one image to its end before it reads the next
 request never gets to the pages."""
@@ -26,7 +29,7 @@ request never gets to the pages."""
 
 @pytest.mark.parametrize("window", ["256M", "16M", "0"])
 def test_memory_and_count_go_on(relay: Relay, criu: Criu, victim: Callable[..., Victim], window: str) -> None:
-    migration = Migration(relay, criu, victim("memory", 200, 11))
+    migration = Migration(relay, criu, victim("memory", TASK, 11))
     migration.start(proxy=["--window", window])
     before = migration.victim.ask()
     idle = [daemon.descriptors() for daemon in relay.daemons]
@@ -34,7 +37,7 @@ def test_memory_and_count_go_on(relay: Relay, criu: Criu, victim: Callable[..., 
     migration.dump().succeed()
     assert migration.victim.reap() == -9
     migration.committed()
-    assert relay.get("/v1/namespaces/web", at="cache")["bytes"] > 200 * MIB
+    assert relay.get("/v1/namespaces/web", at="cache")["bytes"] > TASK * MIB
     sent = relay.get("/v1/namespaces/web", at="proxy")
     assert 0.8 < sent["expected"] / sent["bytes"] < 1.25
 

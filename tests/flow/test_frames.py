@@ -500,22 +500,25 @@ def ready(reader: SocketFrameReader, patience: float = 0.0) -> bool:
     return readable(reader, patience)
 
 
+def feed(reader: SocketFrameReader, peer: socket.socket, data: bytes) -> None:
+    """Send something that makes it readable, and have it read."""
+    peer.sendall(data)
+    assert ready(reader, patience=10.0)
+    reader.doRead()
+
+
 def test_a_large_payload_is_not_taken_crumb_by_crumb(waiting: Any) -> None:
     reader, target, peer = waiting
     peer.sendall(bytes(LOW_WATER - 1))
     assert not ready(reader)
-    peer.sendall(b"x")
-    assert ready(reader, patience=10.0)
-    reader.doRead()
+    feed(reader, peer, b"x")
     assert len(target.data) == len(b"header") + LOW_WATER
 
 
 def test_what_is_less_than_awaited_is_waited_for(waiting: Any) -> None:
     reader, target, peer = waiting
     target.awaited = 10
-    peer.sendall(bytes(LOW_WATER))
-    assert ready(reader, patience=10.0)
-    reader.doRead()
+    feed(reader, peer, bytes(LOW_WATER))
     peer.sendall(bytes(9))
     assert not ready(reader)
     peer.sendall(b"x")
@@ -525,9 +528,7 @@ def test_what_is_less_than_awaited_is_waited_for(waiting: Any) -> None:
 def test_a_header_is_taken_byte_by_byte(waiting: Any) -> None:
     reader, target, peer = waiting
     target.awaited = 0
-    peer.sendall(bytes(LOW_WATER))
-    assert ready(reader, patience=10.0)
-    reader.doRead()
+    feed(reader, peer, bytes(LOW_WATER))
     peer.sendall(b"h")
     assert ready(reader, patience=10.0)
 

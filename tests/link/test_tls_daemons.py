@@ -25,7 +25,8 @@ MIB = 1 << 20
 
 SIZES = {"pages-1.img": 30 * MIB + 17, "core-1.img": 5000, "empty.img": 0, "inventory.img": 60}
 
-HALF_OPEN = 500
+HALF_OPEN = 200
+"""Three times as many as a cache keeps."""
 
 OWN, TWISTED = "tls send, tls read", "twisted tls"
 
@@ -39,7 +40,7 @@ def fall_back():
 if any("criu-relay-" in argument for argument in sys.argv):
     fall_back()
 """
-"""For the daemons' sitecustomize: as if no transport had a socket."""
+"""For the daemons: as if no transport had a socket."""
 
 
 class Nodes:
@@ -117,9 +118,7 @@ def nodes(relay: Relay) -> Nodes:
 def way(request: pytest.FixtureRequest, relay: Relay) -> str:
     """How the daemons' bytes move."""
     if request.param == TWISTED:
-        forced = relay.directory("forced")
-        (forced / "sitecustomize.py").write_text(WITHOUT_SOCKETS)
-        relay.environment["PYTHONPATH"] = f"{forced}{os.pathsep}{relay.environment['PYTHONPATH']}"
+        relay.prepare(WITHOUT_SOCKETS)
     chosen: str = request.param
     return chosen
 

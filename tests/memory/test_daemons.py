@@ -68,14 +68,20 @@ class Load:
 
 @pytest.fixture
 def daemons(relay: Relay) -> Relay:
+    return started(relay)
+
+
+def started(relay: Relay) -> Relay:
     relay.start_cache("--memory", "32M")
     relay.start_proxy("--window", "16M")
     relay.linked()
     return relay
 
 
-def test_memory_is_bounded_whatever_is_wanted(daemons: Relay) -> None:
+def test_memory_is_bounded_whatever_is_wanted(relay: Relay) -> None:
     """Four times the budget: what fits is held, the rest is given up with a reason, and nothing is exceeded."""
+    relay.shorten("criu_relay.store.credit.STALL_SECONDS", 0.5)
+    daemons = started(relay)
     load = Load(daemons, 8, 16 * MIB)
     load.start()
     most = used = 0

@@ -119,6 +119,7 @@ class TestNotifier:
 
 def test_a_life(relay: Relay, manager: Manager) -> None:
     """READY only when it works, STATUS when something changes, WATCHDOG again and again, STOPPING at the end."""
+    relay.shorten("criu_relay.lifecycle.STATUS_SECONDS", 0.5)
     relay.environment["WATCHDOG_USEC"] = "200000"
     cache = relay.start_cache("--stream", str(relay.directory("b/web")), ready=False)
     seen = manager.wait("READY", "1")
@@ -169,6 +170,7 @@ def test_sigterm_lets_what_is_under_way_finish(relay: Relay, at: str) -> None:
 
 
 def test_sigterm_gives_up_what_does_not_finish(relay: Relay) -> None:
+    relay.shorten("criu_relay.lifecycle.FINISH_SECONDS", 2.0)
     relay.start_cache()
     relay.start_proxy()
     relay.linked()
@@ -176,6 +178,7 @@ def test_sigterm_gives_up_what_does_not_finish(relay: Relay) -> None:
     relay.proxy.signal(signal.SIGTERM)
     relay.reach("web", "aborted", seconds=SECONDS)
     assert relay.proxy.process.wait(SECONDS) == 0
+    assert "waiting up to 2 s" in relay.proxy.text()
     assert "criu-relay-proxy is being stopped" in relay.proxy.text()
 
 

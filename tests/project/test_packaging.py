@@ -46,6 +46,11 @@ def services(python: Path, cwd: Path) -> list[str]:
     return re.findall(r"^ +(criu-relay-\w+)", run([str(python), "-c", TWISTD, "--help"], cwd), re.MULTILINE)
 
 
+def listed(python: Path, cwd: Path) -> set[str]:
+    """All services that twistd lists."""
+    return set(re.findall(r"^ {4} ?([a-z]\S*) ", run([str(python), "-c", TWISTD, "--help"], cwd), re.MULTILINE))
+
+
 def copy_source(folder: Path) -> Path:
     """A copy of what a release is made of."""
     folder.mkdir()
@@ -92,13 +97,32 @@ def python(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that we are installed in; the sources are gone."""
-    folder = tmp_path_factory.mktemp("installed")
-    source, python = copy_source(folder / "source"), new_environment(folder / "venv")
-    install(python, str(source))
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is released as a source."""
+    folder = tmp_path_factory.mktemp("archive")
+    source, made = copy_source(folder / "source"), folder / "made"
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(made)!r}))"
+    run([sys.executable, "-c", code], source)
     shutil.rmtree(source)
+    (found,) = made.iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that we are installed in, from the archive; the sources are gone."""
+    folder = tmp_path_factory.mktemp("installed")
+    python, unpacked = new_environment(folder / "venv"), unpack(archive, folder)
+    install(python, str(unpacked))
+    shutil.rmtree(unpacked)
     return python
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """The one folder that is in it."""
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
 
 
 def test_wheel(source: Path, python: Path, tmp_path: Path) -> None:
@@ -130,22 +154,15 @@ def test_wheel(source: Path, python: Path, tmp_path: Path) -> None:
 
 
 def test_editable(source: Path, python: Path, tmp_path: Path) -> None:
+    """Twisted's own services are listed before and after: we hide nobody."""
+    before = listed(python, tmp_path)
+    assert "web" in before
     install(python, "-e", str(source))
-    assert services(python, tmp_path) == SERVICES
+    assert listed(python, tmp_path) == before | set(SERVICES)
     place = run([str(python), "-c", "import criu_relay; print(criu_relay.__file__)"], tmp_path).strip()
     assert place == str(source / "criu_relay" / "__init__.py")
     run_pip(python, "uninstall", "-y", "criu-relay")
     assert services(python, tmp_path) == []
-
-
-def test_other_plugins_stay(source: Path, python: Path, tmp_path: Path) -> None:
-    """Twisted's own services are listed before and after: we hide nobody."""
-    before = run([str(python), "-c", TWISTD, "--help"], tmp_path)
-    install(python, "-e", str(source))
-    after = run([str(python), "-c", TWISTD, "--help"], tmp_path)
-    listed = re.findall(r"^    ( ?[a-z]\S*) ", before, re.MULTILINE)
-    assert "web" in listed
-    assert set(listed) < set(re.findall(r"^    ( ?[a-z]\S*) ", after, re.MULTILINE))
 
 
 def test_scripts_start(installed: Path, tmp_path: Path) -> None:
@@ -163,15 +180,9 @@ def test_service_options(service: str, installed: Path, tmp_path: Path) -> None:
     assert wrong.splitlines()[-1].endswith("--idle never: not a time; give a number of seconds above 0, such as 30")
 
 
-def test_sdist(source: Path, python: Path, tmp_path: Path) -> None:
+def test_sdist(source: Path, archive: Path, installed: Path, tmp_path: Path) -> None:
     """What is released as a source is whole: a wheel can be made of it, and its pages and units are there."""
-    made = tmp_path / "made"
-    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(made)!r}))"
-    run([sys.executable, "-c", code], source)
-    (archive,) = made.iterdir()
-    with tarfile.open(archive) as packed:
-        packed.extractall(tmp_path, filter="data")
-    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    unpacked = unpack(archive, tmp_path)
     for name in SOURCES:
         assert (unpacked / name).exists(), name
     there, here = (
@@ -184,10 +195,7 @@ def test_sdist(source: Path, python: Path, tmp_path: Path) -> None:
         for base in (unpacked, source)
     )
     assert there == here
-    shutil.rmtree(source)
-    install(python, str(unpacked))
-    shutil.rmtree(unpacked)
-    assert services(python, tmp_path) == SERVICES
+    assert services(installed, tmp_path) == SERVICES
 
 
 def test_the_installed_daemon_works(installed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import sys
@@ -25,6 +26,12 @@ def script(name: str) -> ModuleType:
     return module
 
 
+@functools.cache
+def errors() -> ModuleType:
+    """The script that reads all of the code, once for all tests."""
+    return script("make_errors")
+
+
 @pytest.mark.parametrize(
     ("name", "page"),
     [
@@ -33,7 +40,7 @@ def script(name: str) -> ModuleType:
     ],
 )  # fmt: skip
 def test_the_page_is_what_the_code_says(name: str, page: str) -> None:
-    made = script(name)
+    made = errors() if name == "make_errors" else script(name)
     assert (DOCS / page).read_text() == made.page()
 
 
@@ -60,7 +67,7 @@ def test_each_limit_has_its_reason() -> None:
 
 def test_every_error_says_what_to_do() -> None:
     """In the code, or in docs/error_texts.py, which has nothing that is not in the code."""
-    made = script("make_errors")
+    made = errors()
     found = made.messages()
     assert len(found) > 300
     assert made.silent(found) == []
@@ -68,7 +75,7 @@ def test_every_error_says_what_to_do() -> None:
 
 
 def test_lines_are_read_out_of_the_code(tmp_path: Path) -> None:
-    made = script("make_errors")
+    made = errors()
     source = """
 def f(self, path, error):
     hint = "make it first"
@@ -90,7 +97,7 @@ def f(self, path, error):
 
 
 def test_an_error_of_which_nobody_says_what_to_do_is_noticed() -> None:
-    made = script("make_errors")
+    made = errors()
     silent = made.Message("commit/x", "Conflict", "nobody has ever said this")
     assert made.silent([silent, made.Message("commit/x", "Conflict", "what", "do this")]) == [silent]
 
@@ -102,7 +109,7 @@ def quoted(page: Path) -> list[str]:
 
 
 def test_troubleshooting_has_the_lines_as_they_are_printed() -> None:
-    printed = {one.text for one in script("make_errors").messages()}
+    printed = {one.text for one in errors().messages()}
     lines = quoted(DOCS / "troubleshooting.md")
     assert len(lines) > 30
     assert [line for line in lines if line not in printed] == []

@@ -40,9 +40,17 @@ class Pair:
 
     def attach(self) -> None:
         """Attach the directories of both sides to daemons that run."""
-        done = self.relay.command("attach", str(self.target), self.name, "--dialect", "images")
-        assert (done.returncode, done.stderr) == (0, "")
-        self.attach_proxy()
+        for at, directory in (("cache", self.target), ("proxy", self.source)):
+            body = {"directory": str(directory), "namespace": self.name, "dialect": "images", "copy": at == "proxy"}
+            status, answer = self.relay.at(at).request("POST", "/v1/attachments", body)
+            assert status == 200, answer
+
+    def give_up(self) -> None:
+        """Detach them, and throw away what is left of the namespace."""
+        for at, directory in (("proxy", self.source), ("cache", self.target)):
+            status, answer = self.relay.at(at).request("DELETE", f"/v1/attachments?directory={directory}")
+            assert status == 200, answer
+            self.relay.at(at).request("DELETE", f"/v1/namespaces/{self.name}")
 
     def dump(self, label: str = LABEL) -> DumpSide:
         """A criu dump."""
@@ -117,7 +125,12 @@ class Pair:
 
     def waiting(self, count: int) -> None:
         """Wait until so many opens wait at the cache."""
-        until(lambda: len(self.status("cache")["waiting"]) == count, 10.0, f"{count} opens wait at the cache")
+
+        def found() -> bool:
+            opens = self.status("cache")["waiting"]
+            return sum(one["namespace"] == self.name for one in opens) == count
+
+        until(found, 10.0, f"{count} opens wait at the cache")
 
     def not_served(self, name: str) -> None:
         """The cache gives nobody that image: it says so, or lets one wait for the next dump."""

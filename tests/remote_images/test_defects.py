@@ -119,8 +119,8 @@ def test_D05_an_image_closed_just_before_finish_is_not_lost(pair: Pair) -> None:
         dump.write("pages-1.img", b"%d" % run * 10_000)
         dump.write("last.img", b"%d" % run)
         dump.finish()
-        done = pair.relay.command("wait", "web", "--timeout", "20", at="proxy")
-        assert (done.returncode, done.stderr) == (0, "")
+        status, answer = pair.relay.proxy.request("POST", f"/v1/namespaces/{pair.name}/wait?timeout=20")
+        assert status == 200, answer
         pair.restored({"pages-1.img": b"%d" % run * 10_000, "last.img": b"%d" % run}, label)
 
 
@@ -160,7 +160,7 @@ def test_D06_a_task_is_gone_before_its_images_are_served(relay: Relay) -> None:
 def test_D07_a_truncated_image_is_never_served(relay: Relay, faulty: Callable[..., Faults], most: int) -> None:
     pair = Pair(relay)
     link = faulty(relay.port, Fault("stall", UP, most))
-    pair.start(("--link-timeout", "3"), ("--link", f"tcp:127.0.0.1:{link.port}", "--link-timeout", "3"))
+    pair.start(("--link-timeout", "1"), ("--link", f"tcp:127.0.0.1:{link.port}", "--link-timeout", "1"))
     waiting = pair.restore().ask("pages-1.img")
     pair.waiting(1)
     dump = pair.dump()
@@ -317,7 +317,7 @@ def test_D12_an_end_instead_of_a_header(pair: Pair) -> None:
         for side in (pair.dump(), pair.restore()):
             with side.connect() as connection:
                 connection.send(whole[:cut])
-    assert pair.relay.get("/v1/namespaces", "proxy") == []
+    assert pair.name not in {found["name"] for found in pair.relay.get("/v1/namespaces", "proxy")}
     pair.moved(IMAGES)
     assert set(pair.images("cache")) == {*IMAGES, "inventory.img"}
 
@@ -327,7 +327,7 @@ def test_D12_an_end_instead_of_a_pipe_is_not_an_image_without_a_byte(pair: Pair)
     dump.push()
     with dump.opened("files.img", LABEL, 1):
         pass
-    pair.relay.reach("web", "aborted", at="proxy")
+    pair.relay.reach(pair.name, "aborted", at="proxy")
     dump.finish()
     pair.moved(IMAGES)
 

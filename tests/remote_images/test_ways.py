@@ -30,15 +30,13 @@ if any("criu-relay-" in argument for argument in sys.argv):
             if hasattr(owner, name):
                 setattr(owner, name, refuse)
 """
-"""For the daemons' sitecustomize."""
+"""For the daemons."""
 
 
 @pytest.fixture(params=["fast", "plain"])
 def way(request: pytest.FixtureRequest, relay: Relay) -> str:
     if request.param == "plain":
-        forced = relay.directory("forced")
-        (forced / "sitecustomize.py").write_text(REFUSING)
-        relay.environment["PYTHONPATH"] = f"{forced}{os.pathsep}{relay.environment['PYTHONPATH']}"
+        relay.prepare(REFUSING)
     chosen: str = request.param
     return chosen
 

@@ -32,6 +32,15 @@ __all__ = ["Daemon", "Refused", "Relay", "free_port"]
 ROOT = Path(criu_relay.__file__).resolve().parents[1]
 """What must be on sys.path of the daemons: where the package that is tested was imported from."""
 
+SHORTENED = """
+import sys
+
+if {{"criu-relay-proxy", "criu-relay-cache"}} & {{*sys.argv}}:
+    import {module}
+
+    {module}.{name} = {seconds}
+"""
+
 ENTRY_POINTS = {"criu-relay": "criu_relay.admin.command", "criu-relay-action": "criu_relay.admin.action"}
 
 
@@ -96,6 +105,23 @@ class Relay:
         made.write_text('#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ]\n')
         made.chmod(0o755)
         return made
+
+    def prepare(self, code: str) -> None:
+        """Have what is started from now on run this first, as its sitecustomize."""
+        place = self.base / "prepared"
+        if not place.exists():
+            place.mkdir()
+            self.environment["PYTHONPATH"] = f"{place}{os.pathsep}{self.environment['PYTHONPATH']}"
+        with (place / "sitecustomize.py").open("a") as file:
+            file.write(code)
+
+    def shorten(self, constant: str, seconds: float) -> None:
+        """Give the daemons that are started from now on less patience, where no option does.
+
+        @param constant: such as "criu_relay.lifecycle.FINISH_SECONDS", read from its module whenever it is used.
+        """
+        module, _, name = constant.rpartition(".")
+        self.prepare(SHORTENED.format(module=module, name=name, seconds=seconds))
 
     def directory(self, name: str) -> Path:
         """Make a directory below `base`, such as "a/web"; its last part is the default name of a namespace."""
