@@ -143,6 +143,12 @@ class IOpenedImage(Interface):
             Errs with L{RelayError} when the image cannot be read. Cancelling stops it.
         """
 
+    def whole(most: int) -> bytes | None:
+        """All of it for the reader, instead of L{serve}.
+
+        @return: None when it is larger than `most`, does not lie here, or cannot be read, which L{serve} explains.
+        """
+
     def skip(offset: int, length: int) -> tuple[int, int]:
         """The reader that L{serve} writes to does not want these bytes; see docs/protocol.md, "Skip".
 

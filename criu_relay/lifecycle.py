@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,9 @@ class Lifecycle(Service):
         self._notifier.stopping("stopped")
 
     def _running(self) -> None:
+        # Modules, classes and functions stay: a full collection that looks at them too takes tens of ms more.
+        gc.collect()
+        gc.freeze()
         for number, function in ((signal.SIGTERM, self.terminate), (signal.SIGHUP, self.reload)):
             signal.signal(number, self._handler(function))
         if self._notifier.wanted:

@@ -67,6 +67,7 @@ SECTIONS: dict[str, list[str]] = {
         "commit.dumps.HISTORY",
         "commit.records.KEPT",
         "store.namespace.WAITING_OPENERS",
+        "store.namespace.WOKEN_PER_TURN",
     ],
     "CRIU's sockets": [
         "local.attachments.ATTACHMENTS",

@@ -170,6 +170,10 @@ class KeptImage:
         server.start()
         return server.done
 
+    def whole(self, most: int) -> bytes | None:
+        """See L{IOpenedImage.whole}: one reader at a time, so nobody waits for others."""
+        return None
+
     def skip(self, offset: int, length: int) -> tuple[int, int]:
         """See L{IOpenedImage.skip}: a dump that reads its parent gets all of it."""
         return self.size, self.size

@@ -115,6 +115,10 @@ class FetchedImage:
             writer.close()
         return offset
 
+    def whole(self, most: int) -> bytes | None:
+        """See L{IOpenedImage.whole}: it lies at the cache."""
+        return None
+
     def skip(self, offset: int, length: int) -> tuple[int, int]:
         """See L{IOpenedImage.skip}: a dump that reads its parent gets all of it."""
         return self.size, self.size

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from criu_relay.errors import ProtocolError, RelayError
+from criu_relay.flow.ways import CRIU, TAKEN
 from criu_relay.interfaces import IOpenedImage
 from criu_relay.local.connection import LocalConnection, check_descriptor, close_all
 from criu_relay.local.listener import Door
@@ -20,6 +21,10 @@ from criu_relay.wire import remote_images as wire
 PATIENCE = 10.0
 """Seconds for what CRIU sends at once: a header after it connected, a pipe after its header or our answer, the rest of
 a list. Only a connection that waits for our answer may be quiet for longer."""
+
+AT_ONCE = 16 << 10
+"""Bytes of an image that go with the answer, in the same system call, when its pages come over the connection itself: a
+thousand may wait for one commit, and the socket of each has room for so much."""
 
 
 class ImagesConnection(LocalConnection):
@@ -52,10 +57,10 @@ class ImagesConnection(LocalConnection):
         """
         raise NotImplementedError
 
-    async def read(self, request: wire.ImageOpened) -> IOpenedImage | None:
+    def read(self, request: wire.ImageOpened) -> Deferred[IOpenedImage | None]:
         """An image is asked for.
 
-        @raise RelayError: it is answered as missing.
+        @return: errs with, or this raises, L{RelayError}: it is answered as missing.
         """
         raise NotImplementedError
 
@@ -66,10 +71,10 @@ class ImagesConnection(LocalConnection):
         """
         raise NotImplementedError
 
-    async def list_wanted(self) -> list[str]:
+    def list_wanted(self) -> Deferred[list[str]]:
         """The list is asked for.
 
-        @raise RelayError: it is answered as missing.
+        @return: errs with, or this raises, L{RelayError}: it is answered as missing.
         """
         raise NotImplementedError
 
@@ -172,7 +177,8 @@ class ImagesConnection(LocalConnection):
         match event:
             case wire.ImageOpened(mode=wire.OpenMode.READ):
                 self._begin(event)
-                self._pending = Deferred.fromCoroutine(self._answer_image(event)).addErrback(self._unanswered)
+                asked = maybeDeferred(self.read, event).addErrback(self._missing, event.name)
+                self._pending = asked.addCallback(self._answer_image, event).addErrback(self._unanswered)
             case wire.ImageOpened(snapshot_id=""):
                 self._begin(event)
                 data = b"".join(more.data for more in following if isinstance(more, wire.Data))
@@ -194,7 +200,8 @@ class ImagesConnection(LocalConnection):
                 self._labels.feed(data)
             case wire.SnapshotListWanted():
                 self._begin(None)
-                self._pending = Deferred.fromCoroutine(self._answer_list()).addErrback(self._unanswered)
+                wanted = maybeDeferred(self.list_wanted).addErrback(self._missing, "the list of snapshots")
+                self._pending = wanted.addCallback(self._answer_list).addErrback(self._unanswered)
             case wire.Finished(restore):
                 self._begin(None)
                 self.finish(restore)
@@ -233,33 +240,31 @@ class ImagesConnection(LocalConnection):
         self._handed_over = True
         return os.dup(self.socket())
 
-    async def _answer_image(self, request: wire.ImageOpened) -> None:
-        try:
-            opened = await self.read(request)
-        except RelayError as error:
-            self._report(request.name, error)
-            opened = None
+    def _answer_image(self, opened: IOpenedImage | None, request: wire.ImageOpened) -> None:
         if opened is None:
             self._reply(self._reader.answer(False))
         elif request.snapshot_id:
             self._opened = opened
             self._expect(f"the pipe for {request.name}")
             self.send(self._reader.answer(True))
+        elif (data := opened.whole(AT_ONCE)) is not None:
+            opened.close()
+            TAKEN.add(CRIU, "send", len(data))
+            self._reply(self._reader.answer(True) + data)
+            self.settled()
         else:
             descriptor = self._hand_over()
             os.write(descriptor, self._reader.answer(True))
             self._servings.start(request.name, self.who, opened, descriptor)
 
-    async def _answer_list(self) -> None:
-        try:
-            labels = await self.list_wanted()
-        except RelayError as error:
-            self._report("the list of snapshots", error)
-            labels = []
+    def _answer_list(self, labels: list[str] | None) -> None:
         self._reply(self._reader.answer(True) + wire.encode_snapshots(labels) if labels else self._reader.answer(False))
 
-    def _report(self, what: str, error: RelayError) -> None:
-        self._log.warn("{what} is answered as missing to {who}: {reason}", what=what, who=self.who, reason=error.reason)
+    def _missing(self, failure: Failure, what: str) -> None:
+        """It cannot be read, and is answered so."""
+        failure.trap(RelayError)
+        reason = failure.getErrorMessage()
+        self._log.warn("{what} is answered as missing to {who}: {reason}", what=what, who=self.who, reason=reason)
 
     def _unanswered(self, failure: Failure) -> None:
         """Cancelled as the client left, or a defect of ours."""
@@ -268,9 +273,9 @@ class ImagesConnection(LocalConnection):
             self.drop("cannot answer")
 
     def _reply(self, data: bytes) -> None:
-        """The last that is sent."""
+        """The last that is sent; others may wait for the same, and come before the end of this connection."""
         self.send(data)
-        self._hang_up()
+        self._timer = self._reactor.callLater(0, self._hang_up)
 
     def _hang_up(self) -> None:
         """End the connection after what was written to it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from criu_relay.errors import ProtocolError
 from criu_relay.interfaces import IOpenedImage
 from criu_relay.local.images import ImagesConnection
@@ -28,28 +30,27 @@ class ImagesCache(ImagesConnection):
         os.close(descriptor)
         raise ProtocolError(f"{request.name} is written to the cache; dump writes to img-proxy.sock")
 
-    async def read(self, request: wire.ImageOpened) -> IOpenedImage | None:
+    def read(self, request: wire.ImageOpened) -> Deferred[IOpenedImage | None]:
         """Answered when the namespace is decided."""
         pin = self._pinned()
-        opened = await pin.restore.open(request.snapshot_id, request.name)
-        if opened is not None:
-            pin.served()
-        else:
-            labels = await pin.restore.snapshots()
-            if request.snapshot_id not in labels:
-                pin.unknown(request.snapshot_id, labels)
+        return pin.restore.open(request.snapshot_id, request.name).addCallback(self._found, pin, request)
+
+    def _found(
+        self, opened: IOpenedImage | None, pin: Pin, request: wire.ImageOpened
+    ) -> IOpenedImage | Deferred[IOpenedImage | None] | None:
+        if opened is None:
+            return pin.restore.snapshots().addCallback(pin.missing, request.snapshot_id)
+        pin.served()
         return opened
 
     def list_pushed(self, labels: list[str]) -> None:
         """Nobody writes to a cache."""
         raise ProtocolError("a snapshot is pushed to the cache; dump pushes to img-proxy.sock")
 
-    async def list_wanted(self) -> list[str]:
+    def list_wanted(self) -> Deferred[list[str]]:
         """Answered when the namespace is decided."""
         pin = self._pinned()
-        labels = await pin.restore.snapshots()
-        pin.listed(labels)
-        return labels
+        return pin.restore.snapshots().addCallback(pin.listed)
 
     def finish(self, restore: bool) -> None:
         """The restore is done."""

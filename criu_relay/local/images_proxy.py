@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from criu_relay.errors import ProtocolError, RelayError
@@ -46,8 +46,11 @@ class ImagesProxy(ImagesConnection):
         self._writing = request, turn
         self._turns.enter(_image(request), turn)
 
-    async def read(self, request: wire.ImageOpened) -> IOpenedImage | None:
+    def read(self, request: wire.ImageOpened) -> Deferred[IOpenedImage | None]:
         """Answered at once, but when all of the image is written and some of it still in its pipe."""
+        return Deferred.fromCoroutine(self._read_in_turn(request))
+
+    async def _read_in_turn(self, request: wire.ImageOpened) -> IOpenedImage | None:
         image = _image(request)
         if self._turns.being_written(image):
             return None
@@ -64,9 +67,9 @@ class ImagesProxy(ImagesConnection):
         """A dump begins: its own label."""
         self._dump.push_snapshots(self, labels)
 
-    async def list_wanted(self) -> list[str]:
+    def list_wanted(self) -> Deferred[list[str]]:
         """Everything that was pushed so far."""
-        return self._dump.snapshots()
+        return succeed(self._dump.snapshots())
 
     def finish(self, restore: bool) -> None:
         """The dump is over, well or not."""

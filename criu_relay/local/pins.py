@@ -86,17 +86,18 @@ class Pin:
         self._over = True
         self._settle()
 
-    def listed(self, labels: list[str]) -> None:
-        """The list of snapshots was read."""
+    def listed(self, labels: list[str]) -> list[str]:
+        """The list of snapshots was read; returned as it is."""
         self._listed = labels
+        return labels
 
     def served(self) -> None:
         """An image of one of them was there."""
         self._served = True
 
-    def unknown(self, label: str, labels: list[str]) -> None:
-        """An image of a snapshot was asked for that is not in the list."""
-        if labels and not self._warned:
+    def missing(self, labels: list[str], label: str) -> None:
+        """An image was asked for that is not there, perhaps of a snapshot that is not in the list."""
+        if labels and label not in labels and not self._warned:
             self._warned = True
             self._log.warn(
                 "restore ({who}) asks for images of snapshot {label!r}, which is not in the list;"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFDSet, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime
 from zope.interface import implementer
 
 from criu_relay.errors import Conflict
 from criu_relay.interfaces import IOpenedImage, IRestore, IRestores, Peer
 from criu_relay.store.generation import Generation, State
-from criu_relay.store.opened import OpenedImage
+from criu_relay.store.image import Image
+from criu_relay.store.opened import OpenedImage, copied
 
 HISTORY = 8
 """Generations of a namespace that are remembered after they ended, for `status`."""
@@ -23,6 +25,12 @@ RELEASED_FROM = 64 << 10
 WAITING_OPENERS = 4096
 """Opens of one namespace that wait: a restore has at most one. When there are more the oldest is told that there is no
 such image."""
+
+WOKEN_PER_TURN = 1024
+"""Of those who wait for a decision: a thousand are answered within 50 ms, and so long nobody else is."""
+
+COPIES = 64
+"""Small images that are remembered while one turn's waiters are answered: 1 MiB."""
 
 
 @dataclass(eq=False)
@@ -37,6 +45,18 @@ class Waiter:
     image: str
     pid: int
     since: float
+    timer: IDelayedCall | None = None
+
+    def answer(self, generation: Generation | None) -> None:
+        """It waits no longer."""
+        self.stop()
+        if not self.fired.called:
+            self.fired.callback(generation)
+
+    def stop(self) -> None:
+        """Its time does not run out any more."""
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
 
 
 @implementer(IRestores)
@@ -66,6 +86,7 @@ class Namespace:
         self.waiters: list[Waiter] = []
         self.began = 0
         self.served = served
+        self.copy: Callable[[Image], bytes] = copied
         self._reactor = reactor
         self._clock = clock
         self._patience = patience
@@ -94,13 +115,21 @@ class Namespace:
 
     def decided(self, generation: Generation) -> None:
         """Answer everybody who waits for this one, and forget old history."""
-        woken = [waiter for waiter in self.waiters if waiter.generation is generation]
-        self.waiters = [waiter for waiter in self.waiters if waiter.generation is not generation]
         for old in [old for old in self.generations if old.decided and old.state is not State.COMMITTED][:-HISTORY]:
             self.generations.remove(old)
-        for waiter in woken:
-            if not waiter.fired.called:
-                waiter.fired.callback(generation)
+        self._wake(generation)
+
+    def _wake(self, generation: Generation) -> None:
+        """Answer those who wait for it; small images that several ask for are read once for all."""
+        waiting = [waiter for waiter in self.waiters if waiter.generation is generation]
+        woken = set(waiting[:WOKEN_PER_TURN])
+        self.waiters = [waiter for waiter in self.waiters if waiter not in woken]
+        self.copy = lru_cache(COPIES)(copied)
+        for waiter in waiting[:WOKEN_PER_TURN]:
+            waiter.answer(generation)
+        self.copy = copied
+        if len(waiting) > WOKEN_PER_TURN:
+            self._clock.callLater(0, self._wake, generation)
 
     def servable(self) -> Generation | None:
         """The generation that a restore which begins now is pinned to; None: it has to wait for the next.
@@ -129,16 +158,9 @@ class Namespace:
         self.waiters.append(waiter)
         if len(self.waiters) > WAITING_OPENERS:
             self._give_up(self.waiters[0])
-        if patient:
-            return fired
-        timer = self._clock.callLater(self._patience, self._give_up, waiter)
-
-        def stop(result: Generation | None) -> Generation | None:
-            if timer.active():
-                timer.cancel()
-            return result
-
-        return fired.addBoth(stop)
+        if not patient:
+            waiter.timer = self._clock.callLater(self._patience, self._give_up, waiter)
+        return fired
 
     def asked(self, generation: Generation) -> None:
         """A restore asks for something of it."""
@@ -146,9 +168,10 @@ class Namespace:
 
     def _give_up(self, waiter: Waiter) -> None:
         self._forget(waiter)
-        waiter.fired.callback(None)
+        waiter.answer(None)
 
     def _forget(self, waiter: Waiter) -> None:
+        waiter.stop()
         if waiter in self.waiters:
             self.waiters.remove(waiter)
 
@@ -164,14 +187,16 @@ class Restore:
         self._pinned: Generation | None = None
         self._served = False
 
-    async def _generation(self, image: str) -> Generation | None:
-        """The generation if it is committed; None: it will not be.
-
-        @raise Conflict: it was, and is gone: its images must not look as if they had never been.
-        """
+    def _generation(self, image: str) -> Deferred[Generation | None]:
+        """Fires with the generation if it is committed; None: it will not be."""
         if self._pinned is None:
             self._pinned = self._namespace.servable()
-        generation = await self._namespace.wait(self._pinned, image, self._peer)
+        return self._namespace.wait(self._pinned, image, self._peer).addCallback(self._decided)
+
+    def _decided(self, generation: Generation | None) -> Generation | None:
+        """
+        @raise Conflict: it was committed, and is gone: its images must not look as if they had never been.
+        """
         self._pinned = self._pinned or generation
         if generation is None:
             return None
@@ -184,25 +209,20 @@ class Restore:
             raise Conflict(f"namespace {generation.namespace}: {generation.reason} while it was being restored")
         return None
 
-    async def _open(self, snapshot: str | None, name: str) -> IOpenedImage | None:
-        generation = await self._generation(name)
+    def _find(self, generation: Generation | None, snapshot: str | None, name: str) -> IOpenedImage | None:
         image = generation.find(snapshot, name) if generation else None
         if image is None or image.dropped:
             return None
         release = self._namespace.release and image.size >= RELEASED_FROM
-        return OpenedImage(self._reactor, image, self._namespace.served, release)
+        return OpenedImage(self._reactor, image, self._namespace.served, release, self._namespace.copy)
 
     def open(self, snapshot: str | None, name: str) -> Deferred[IOpenedImage | None]:
         """See L{IRestore.open}."""
-        return Deferred.fromCoroutine(self._open(snapshot, name))
-
-    async def _snapshots(self) -> list[str]:
-        generation = await self._generation("parent")
-        return generation.labels() if generation else []
+        return self._generation(name).addCallback(self._find, snapshot, name)
 
     def snapshots(self) -> Deferred[list[str]]:
         """See L{IRestore.snapshots}."""
-        return Deferred.fromCoroutine(self._snapshots())
+        return self._generation("parent").addCallback(lambda generation: generation.labels() if generation else [])
 
     def _claim(self, generation: Generation) -> None:
         """With --release bytes are there for one restore only.

@@ -19,6 +19,22 @@ from criu_relay.store.piece import Piece
 from criu_relay.store.table import Kind, pages_of
 
 
+def read_bytes(image: Image, offset: int, length: int) -> bytes:
+    """A copy of at most C{length} bytes (1 MiB) of an image from C{offset} on."""
+    parts: list[bytes] = []
+    end = min(image.size, offset + min(length, LARGEST))
+    while offset < end:
+        part = bytes(image.piece(offset).view(end - offset))
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def copied(image: Image) -> bytes:
+    """All bytes of a small image."""
+    return read_bytes(image, 0, image.size)
+
+
 @implementer(IOpenedImage)
 class OpenedImage:
     """See L{IOpenedImage}: keeps the image's memory until closed and no server of it is left."""
@@ -29,15 +45,18 @@ class OpenedImage:
         image: Image,
         served: Callable[[int], None] = lambda count: None,
         release: bool = False,
+        copy: Callable[[Image], bytes] = copied,
     ) -> None:
         """
         @param served: see L{ImageServer}.
         @param release: what was served is given back at once.
+        @param copy: see L{copied}; what L{whole} gives.
         """
         self._reactor = reactor
         self._served = served
         self._image = image
         self._release = release
+        self._copy = copy
         self._released = 0  # pages
         self._server: ImageServer | None = None
         self._open = True
@@ -64,6 +83,18 @@ class OpenedImage:
             return result
 
         return server.done.addBoth(over)
+
+    def whole(self, most: int) -> bytes | None:
+        """See L{IOpenedImage.whole}."""
+        if self.size > most or self._gone:
+            return None
+        try:
+            data = self._copy(self._image)
+        except (OSError, RelayError):
+            return None
+        self._served(self.size)
+        self.moved(self.size)
+        return data
 
     def skip(self, offset: int, length: int) -> tuple[int, int]:
         """See L{IOpenedImage.skip}."""
@@ -118,14 +149,3 @@ class OpenedImage:
     def _closed(self) -> None:
         if not self._open and self._server is None:
             self._image.closed(self)
-
-
-def read_bytes(image: Image, offset: int, length: int) -> bytes:
-    """A copy of at most C{length} bytes (1 MiB) of an image from C{offset} on."""
-    parts: list[bytes] = []
-    end = min(image.size, offset + min(length, LARGEST))
-    while offset < end:
-        part = bytes(image.piece(offset).view(end - offset))
-        parts.append(part)
-        offset += len(part)
-    return b"".join(parts)

@@ -11,13 +11,16 @@ from criu_relay.flow.vectors import vectors
 from criu_relay.flow.zeros import PAGE
 from criu_relay.store.memory import Memory
 from criu_relay.store.piece import Piece
-from criu_relay.store.table import RUN, Kind, PageTable, kinds, numbers, pages_of
+from criu_relay.store.table import NUMBERED, RUN, Kind, PageTable, kinds, numbers, pages_of
 
 if TYPE_CHECKING:
     from criu_relay.store.image import Image
 
 _MAPPED = numpy.array([kind in (Kind.HELD, Kind.ZERO, Kind.SUPERSEDED) for kind in Kind])
 """By kind: whether such pages can be read where they are mapped."""
+
+FEW = 4
+"""Pages that are looked at one by one: numpy takes longer to begin."""
 
 GONE = {Kind.RELEASED: "given back as they were read", Kind.DISCARDED: "discarded"}
 """Why bytes of a kind cannot be read."""
@@ -60,7 +63,7 @@ class Readable:
 
         @raise Conflict: that range was thrown away.
         """
-        kind, number, count = self.table.run(offset // PAGE)
+        kind, number, count = self._run(offset // PAGE)
         if kind in GONE:
             raise Conflict(f"image {self.name}: the bytes at {offset} were {GONE[kind]}")
         skip = offset % PAGE
@@ -75,6 +78,17 @@ class Readable:
             fd, start, view = self.pool.zeros.fd, 0, self.pool.zeros.view[: count * PAGE]
         length = min(count * PAGE - skip, self.size - offset)
         return Piece(fd, start + skip, length, None if view is None else view[skip : skip + length])
+
+    def _run(self, page: int) -> tuple[Kind, int, int]:
+        """See L{PageTable.run}."""
+        left = len(self.table) - page
+        if left > FEW:
+            return self.table.run(page)
+        kind, number = self.table.at(page)
+        step, count = kind in NUMBERED, 1
+        while count < left and self.table.at(page + count) == (kind, number + count * step):
+            count += 1
+        return kind, number, count
 
     def runs(self, offset: int, most: int) -> numpy.ndarray:
         """At most `most` bytes from `offset` on where they lie in memory, as far as they do: see L{vectors}."""

@@ -48,6 +48,9 @@ class FakeImage:
     def serve(self, fd: int) -> Deferred[int]:
         raise NotImplementedError
 
+    def whole(self, most: int) -> bytes | None:
+        raise NotImplementedError
+
     def skip(self, offset: int, length: int) -> tuple[int, int]:
         raise NotImplementedError
 

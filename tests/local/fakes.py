@@ -102,6 +102,9 @@ class FakeOpened:
         written.addBoth(over)
         return serving
 
+    def whole(self, most: int) -> bytes | None:
+        return self._data if self.size <= most else None
+
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         return succeed(self._data[offset : offset + length])
 

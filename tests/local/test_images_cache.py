@@ -11,6 +11,7 @@ import pytest
 
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.interfaces import Peer
+from criu_relay.local.images import AT_ONCE
 from criu_relay.local.pins import ProcessWatch, parent_of, same_program
 from tests.local.bench import LABEL, Bench, Client, drain, framed, opened, text
 from tests.local.fakes import FakeOpened, FakeRestore
@@ -349,6 +350,30 @@ def test_a_read_without_a_label_comes_on_the_connection(bench: Bench) -> None:
     bench.loop.until(client.is_over)
     assert client.received == FOUND + b"text" * 100_000
     bench.loop.until(lambda: image.closed)
+
+
+@pytest.mark.parametrize("size", [0, 1, AT_ONCE])
+def test_a_small_image_comes_with_the_answer(bench: Bench, size: int) -> None:
+    """Everybody has it before the first connection is ended."""
+    clients = [ask(bench, "log.img", label="")[0] for _ in range(3)]
+    images = [bench.image(b"x" * size) for _ in clients]
+    [restore] = bench.restores.begun
+    for (_, _, fired), image in zip(restore.asked, images, strict=True):
+        fired.callback(image)
+    assert [client.poll() for client in clients] == [FOUND + b"x" * size] * 3
+    assert not any(client.ended for client in clients)
+    assert [(image.closed, image.serving) for image in images] == [(1, None)] * 3
+    bench.loop.until(lambda: all(client.is_over() for client in clients))
+    assert len(bench.doors["cache"]) == 0
+    assert bench.log() == []
+
+
+def test_a_reader_that_leaves_once_it_is_answered(bench: Bench) -> None:
+    client, restore = ask(bench, "log.img", label="")
+    restore.asked[0][2].callback(bench.image(b"x"))
+    client.close()
+    bench.loop.until(lambda: len(bench.doors["cache"]) == 0)
+    assert bench.log() == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -11,10 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from criu_relay.lifecycle import Lifecycle
 from criu_relay.notify import Notifier
 from tests.support.daemon import Refused
 from tests.support.daemons import Relay, free_port
@@ -313,3 +316,16 @@ class TestActivation:
         cache.control.chmod(0o600)
         assert relay.run("--control", str(cache.control), "status").returncode == 0
         assert stat.S_IMODE(cache.control.stat().st_mode) == 0o600
+
+
+def test_what_is_there_at_the_start_is_not_looked_at_by_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    running: list[Any] = []
+    daemon: Any = SimpleNamespace(reactor=SimpleNamespace(callWhenRunning=running.append))
+    Lifecycle(daemon, Notifier({})).startService()
+    before = gc.get_freeze_count()
+    try:
+        running[0]()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

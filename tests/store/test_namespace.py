@@ -142,6 +142,32 @@ def test_waiters_are_bounded(bench: Bench, web: Namespace, monkeypatch: pytest.M
     assert [content(found) for found in opens[2:]] == [b"abc"] * 3
 
 
+def test_so_many_are_answered_in_a_turn(bench: Bench, web: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WOKEN_PER_TURN", 2)
+    opens = [web.begin(None).open(None, NAME) for _ in range(6)]
+    results = [outcome(one) for one in opens]
+    bench.committed(b"abc")
+    assert [len(found) for found in results] == [1, 1, 0, 0, 0, 0]
+    assert len(web.waiters) == 4
+    late = outcome(web.begin(None).open(None, NAME))
+    opens[2].cancel()
+    bench.clock.advance(0)
+    bench.clock.advance(0)
+    assert isinstance(results[2][0], CancelledError)
+    assert [content(found) for found in [late, *results[:2], *results[3:]]] == [b"abc"] * 6
+    assert web.waiters == [] and bench.clock.getDelayedCalls() == []
+
+
+def test_what_many_ask_for_is_read_once(bench: Bench, web: Namespace) -> None:
+    opens = [web.begin(None).open(None, NAME).addCallback(lambda opened: opened.whole(100)) for _ in range(3)]
+    bench.committed(b"abc" * 9)
+    first, *others = [outcome(one)[0] for one in opens]
+    assert first == b"abc" * 9
+    assert all(other is first for other in others)
+    [later] = outcome(web.begin(None).open(None, NAME))
+    assert later.whole(100) == first and later.whole(100) is not first
+
+
 def test_a_new_restore_waits_for_the_newer_one(bench: Bench, web: Namespace) -> None:
     bench.committed(b"old")
     running = web.begin(None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
+
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.interfaces import IOpenedImage
-from criu_relay.store.arena import LARGEST
+from criu_relay.store.arena import LARGEST, SMALLEST
 from criu_relay.store.image import Image
 from criu_relay.store.opened import OpenedImage
 from criu_relay.store.table import Kind
@@ -88,3 +90,35 @@ def test_a_descriptor_that_is_none_errs() -> None:
     image, source = opened(Bench(), b"x")
     assert isinstance(outcome(image.serve(-1))[0], RelayError)
     assert source.readers == {image}
+
+
+def test_all_of_a_small_image_at_once() -> None:
+    bench = Bench()
+    _, source = opened(bench, b"abc")
+    served: list[int] = []
+    image = OpenedImage(bench.reactor, source, served.append)
+    moves = bench.store.memory.moves
+    assert image.whole(2) is None
+    assert served == [] and bench.store.memory.moves == moves
+    assert image.whole(3) == b"abc"
+    assert served == [3] and bench.store.memory.moves > moves
+
+
+def test_what_is_not_all_there_is_not_given_at_once() -> None:
+    image, source = opened(Bench(), os.urandom(2 * SMALLEST))
+    source.discard(SMALLEST, SMALLEST, Kind.DISCARDED)
+    assert image.whole(LARGEST) is None
+    source.discard(0, 2 * SMALLEST, Kind.DISCARDED)
+    assert image.whole(LARGEST) is None
+
+
+@pytest.mark.parametrize("pattern", ["x", "0", "x0", "0x", "xx0", "x0x", "x00x", "00xx", "0000", "xxxx", "0xx0xx"])
+def test_a_few_pages(pattern: str) -> None:
+    """Those that lie together are one piece, whether they are looked at one by one or all at once."""
+    data = b"".join(bytes(SMALLEST) if page == "0" else os.urandom(SMALLEST) for page in pattern)
+    image, source = opened(Bench(), data)
+    assert image.whole(LARGEST) == data
+    for page in range(len(pattern)):
+        rest = pattern[page:]
+        count = len(rest) - len(rest.lstrip(rest[0]))
+        assert source.piece(page * SMALLEST).length == count * SMALLEST
