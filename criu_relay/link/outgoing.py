@@ -153,13 +153,10 @@ class OutgoingMigration:
             sealing.callback(count)
 
     def fail(self, error: RelayError, tell: bool = True) -> None:
-        """It cannot go on: nothing more is sent."""
+        """It cannot go on: nothing more is sent. Who writes an image asks why, so that must be known by then."""
         if self.dead is not None:
             return
         self.dead = error
-        for image in self.images.values():
-            image.drop()
-            image.stop()
         self._round.clear()
         self._closing = []
         if self._sealing is not None:
@@ -167,6 +164,9 @@ class OutgoingMigration:
             sealing.errback(error)
         elif tell:
             self._lost(error)
+        for image in self.images.values():
+            image.drop()
+            image.stop()
 
     def link_lost(self, reason: LinkLost) -> None:
         """The link is gone for good: what is held stays there, everything else is lost with it."""

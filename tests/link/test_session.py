@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from criu_relay.errors import RelayError
+from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow.zeros import PAGE
 from criu_relay.interfaces import Mode
 from criu_relay.link.receiver import ACK_SECONDS, FRAMES_PER_ACK
@@ -74,6 +74,22 @@ def test_frames_are_acknowledged_together() -> None:
     assert [frame.ack.frames for frame, _ in said.heard()] == [3 + 2 * FRAMES_PER_ACK + 1]
     loop.clock.advance(ACK_SECONDS)
     assert not said.heard()
+
+
+@pytest.mark.parametrize("window", [0, 4 << 20])
+def test_why_is_known_when_who_writes_is_stopped(window: int) -> None:
+    """Else somebody who puts an image in is told nothing but that it is over."""
+    told: list[str] = []
+    loop = Loop(window=window).connect()
+    outgoing = loop.outlet.begin(FIRST, "web", False, lambda error: told.append(error.reason))
+    outgoing.snapshot(1, "")
+    producer = Producer()
+    producer.stopProducing = lambda: told.append("stop")  # type: ignore[method-assign]
+    outgoing.open_image(1, "a.img", Mode.REPLACE).registerProducer(producer, True)
+    loop.pump()
+    loop.receiver.refuse(next(iter(loop.receiver.links.values())), FIRST, Conflict("it is full"))
+    loop.pump()
+    assert told == ["the cache gives it up: it is full", "stop"]
 
 
 def test_what_is_not_acknowledged_when_the_link_breaks_is_told_over_the_next() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -54,7 +55,8 @@ def place() -> Iterator[Path]:
             yield Path(name)
         finally:
             for pid in processes_in(Path(name)):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def script_of(page: str) -> str:
