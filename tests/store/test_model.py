@@ -88,7 +88,7 @@ class Model:
     def expected(self, offset: int, length: int) -> bytes | None:
         """None: some of it is gone."""
         length = min(length, len(self.data) - offset)
-        pages = range(offset // PAGE, -(-(offset + length) // PAGE))
+        pages = range(offset // PAGE, -(-(offset + length) // PAGE)) if length else range(0)
         if any(page in self.gone for page in pages):
             return None
         found = bytearray(self.data[offset : offset + length])
