@@ -226,7 +226,7 @@ class TlsChannel:
             self._guarded(self._read if self._shaken else self._read_handshake)
 
     def doWrite(self) -> None:
-        """The socket has room: send at most 1 MiB."""
+        """The socket has room: send at most L{BYTES_PER_TURN}."""
         self._guarded(self._write)
 
     # Both ways
@@ -286,7 +286,7 @@ class TlsChannel:
         self._go_on_with_handshake()
 
     def _read(self) -> None:
-        """At most 1 MiB: OpenSSL's buffer first, because nothing in it wakes epoll."""
+        """At most L{BYTES_PER_TURN}: OpenSSL's buffer first, because nothing in it wakes epoll."""
         left = BYTES_PER_TURN
         try:
             while left > 0 and self._reading:
