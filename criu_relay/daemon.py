@@ -222,10 +222,10 @@ def patience_of(settings: Settings) -> float:
     return 0.0 if settings.link_fd is not None else settings.link_timeout
 
 
-def hello(role: Any, instance: bytes, session: bytes | None = None) -> Hello:
+def hello(role: Any, instance: bytes, session: bytes | None = None, window: int | None = None) -> Hello:
     """What a daemon says first on a link.
 
-    @param session: of a proxy.
+    @param session: of a proxy; C{window}: the same, in bytes.
     """
     return Hello(
         version=wire.VERSION,
@@ -234,4 +234,5 @@ def hello(role: Any, instance: bytes, session: bytes | None = None) -> Hello:
         name=wire.clip(platform.node()),
         software=f"criu_relay {__version__}",
         session=session,
+        window=window,
     )

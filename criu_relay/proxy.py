@@ -75,7 +75,7 @@ class Proxy(Daemon):
         )
 
         def made(owned: Ownership) -> LinkConnection:
-            greeting = hello(PROXY, self.instance, outlet.session)
+            greeting = hello(PROXY, self.instance, outlet.session, outlet.window.limit)
             return LinkConnection(reactor, reactor, greeting, outlet, owned, settings.link_timeout, self.credentials)
 
         if settings.link_fd is not None:

@@ -67,7 +67,7 @@ class LinkConnection(TwistedProtocol):
     """See the module. A thin shell: frames are the codec's, their meaning is the end's.
 
     @ivar peer: who is there, once up.
-    @ivar session: of the peer's hello.
+    @ivar session: of the peer's hello; C{peer_window}: the same.
     @ivar payload_bytes: payload taken since the hello.
     """
 
@@ -106,6 +106,7 @@ class LinkConnection(TwistedProtocol):
         self.machine: Machine[State, Event] = Machine("link", TABLE, State.SECURING, lambda state: None)
         self.peer: Owner | None = None
         self.session = b""
+        self.peer_window = 0
         self.peer_name = ""
         self.since = 0.0
         self.payload_bytes = 0
@@ -315,6 +316,7 @@ class LinkConnection(TwistedProtocol):
         secured = self._handshake.peer if self._handshake else ""
         self.peer = Owner(secured or WITHOUT_TLS, hello.instance)
         self.session = hello.session
+        self.peer_window = hello.window
         self.peer_name = secured or hello.name or hello.instance.hex()[:8]
         self.machine.feed(Event.HELLO)
         self.log.info("link to {peer} is up ({io})", peer=self.describe(), io=self.io)

@@ -26,12 +26,14 @@ COUNTED = ("namespace", "snapshot", "image", "extent", "image_end", "namespace_e
 """Kinds of frames that a session counts: the others are said anew on each link."""
 
 
-FRAMES_PER_ACK = 8
-"""So many are acknowledged at once: an acknowledgement costs each side as much as a frame, and 8 MiB are little of a
-window of 256 MiB."""
+ACK_BYTES = 8 << 20
+"""So much payload is acknowledged at once: an acknowledgement costs each side as much as a frame."""
 
-ACK_SECONDS = 0.001
-"""Fewer are acknowledged after this."""
+ACK_PART = 8
+"""Or one in so many bytes of the proxy's window, if that is less: what waits here to be acknowledged is missing there."""
+
+ACK_SECONDS = 0.02
+"""Less is acknowledged after this."""
 
 
 class Taking:
@@ -156,6 +158,8 @@ class Receiver:
         self._counters.add("links_made")
         resume = link_pb2.Resume(known=known, frames=session.frames, partial=session.partial)
         session.acknowledged = session.frames
+        session.owed = 0
+        session.ack_bytes = min(ACK_BYTES, -(-connection.peer_window // ACK_PART) or ACK_BYTES)
         connection.send(link_pb2.Frame(resume=resume))
         for migration, name, size in self._intake.held(owner):
             session.migrations.setdefault(migration, Migration())
@@ -201,10 +205,9 @@ class Receiver:
     def turn_ended(self, connection: LinkConnection) -> None:
         """Acknowledge what came, together with what follows at once."""
         session = self.links[connection]
-        owed = session.frames - session.acknowledged
-        if owed >= FRAMES_PER_ACK:
+        if session.owed >= session.ack_bytes:
             self._acknowledge(session)
-        elif owed and session.acknowledging is None:
+        elif session.acknowledging is None and session.frames > session.acknowledged:
             session.acknowledging = self._clock.callLater(ACK_SECONDS, self._acknowledge_rest, session)
 
     def _acknowledge_rest(self, session: Session) -> None:
@@ -215,6 +218,7 @@ class Receiver:
     def _acknowledge(self, session: Session) -> None:
         if session.connection is not None:
             session.acknowledged = session.frames
+            session.owed = 0
             session.connection.send(link_pb2.Frame(ack=link_pb2.Ack(frames=session.frames)))
 
     def took(self, connection: LinkConnection, count: int) -> None:

@@ -40,6 +40,7 @@ class Session:
     @ivar partial: payload bytes taken of the next one.
     @ivar charged: the cost of the next one was taken off its migration's credit.
     @ivar acknowledged: the count that it was told last.
+    @ivar owed: payload bytes of the frames that were handled since; C{ack_bytes}: with so many it is told at once.
     @ivar acknowledging: the call that acknowledges what was not yet.
     @ivar restored: migrations whose process runs here, which it is not told yet.
     @ivar connection: its link; None: it is lost, and the session ends when it is not made again in time.
@@ -51,6 +52,8 @@ class Session:
     partial: int = 0
     charged: bool = False
     acknowledged: int = 0
+    owed: int = 0
+    ack_bytes: int = 0
     connection: LinkConnection | None = None
     migrations: dict[bytes, Migration] = field(default_factory=dict)
     restored: list[bytes] = field(default_factory=list)
@@ -60,6 +63,7 @@ class Session:
     def handled(self) -> None:
         """One more counted frame, with its payload."""
         self.frames += 1
+        self.owed += self.partial
         self.partial = 0
         self.charged = False
 

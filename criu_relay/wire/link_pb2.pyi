@@ -31,7 +31,7 @@ ABORTED: Outcome
 UNKNOWN: Outcome
 
 class Hello(_message.Message):
-    __slots__ = ("version", "role", "instance", "name", "features", "software", "session")
+    __slots__ = ("version", "role", "instance", "name", "features", "software", "session", "window")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class Hello(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     version: int
     role: Role
     instance: bytes
@@ -46,7 +47,8 @@ class Hello(_message.Message):
     features: int
     software: str
     session: bytes
-    def __init__(self, version: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., instance: _Optional[bytes] = ..., name: _Optional[str] = ..., features: _Optional[int] = ..., software: _Optional[str] = ..., session: _Optional[bytes] = ...) -> None: ...
+    window: int
+    def __init__(self, version: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., instance: _Optional[bytes] = ..., name: _Optional[str] = ..., features: _Optional[int] = ..., software: _Optional[str] = ..., session: _Optional[bytes] = ..., window: _Optional[int] = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("known", "frames", "partial")

@@ -31,9 +31,16 @@ PATIENCE = 3600.0
 
 
 def hello(
-    role: Any, instance: bytes = PROXY_ID, version: int = wire.VERSION, name: str = "", session: bytes | None = None
+    role: Any,
+    instance: bytes = PROXY_ID,
+    version: int = wire.VERSION,
+    name: str = "",
+    session: bytes | None = None,
+    window: int | None = None,
 ) -> link_pb2.Hello:
-    return link_pb2.Hello(version=version, role=role, instance=instance, name=name, session=session)
+    return link_pb2.Hello(
+        version=version, role=role, instance=instance, name=name, session=session, window=window
+    )
 
 
 def migration(value: int) -> bytes:
@@ -151,8 +158,10 @@ class Wired:
     ) -> None:
         instance = instance or (PROXY_ID if role == link_pb2.PROXY else CACHE_ID)
         self.wire = Wire()
-        session = getattr(end, "session", None)
-        self.connection = LinkConnection(None, clock, hello(role, instance, session=session), end, owned)
+        greeting = hello(role, instance)
+        if isinstance(end, LinkOutlet):
+            greeting = hello(role, instance, session=end.session, window=end.window.limit)
+        self.connection = LinkConnection(None, clock, greeting, end, owned)
         self.connection.makeConnection(self.wire)
         if peer is not None:
             self.say(Frame(hello=peer))

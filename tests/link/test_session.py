@@ -10,7 +10,7 @@ import pytest
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow.zeros import PAGE
 from criu_relay.interfaces import Mode
-from criu_relay.link.receiver import ACK_SECONDS, FRAMES_PER_ACK
+from criu_relay.link.receiver import ACK_SECONDS
 from criu_relay.store.credit import STALL_SECONDS
 from criu_relay.store.generation import State
 from criu_relay.wire import link as wire
@@ -19,6 +19,8 @@ from criu_relay.wire.link_pb2 import Frame
 from tests.link.session import FIRST, KEPT, SECOND, Session, contents, states
 from tests.link.support import MIB, OWNER, Loop, Parsed, Producer, is_error, migration, result
 from tests.support.faults import UP
+
+QUARTER = 256 << 10
 
 
 def test_a_label_that_was_changed_on_the_way() -> None:
@@ -52,10 +54,13 @@ def test_as_it_should_be() -> None:
     assert loop.outlet.describe()["state"] == "up"
 
 
-def test_frames_are_acknowledged_together() -> None:
-    """Those that come soon after one another."""
-    loop = Loop().connect()
-    said, part = loop.cache, 100
+@pytest.mark.parametrize(
+    ("window", "together"), [(0, 32), (1, 1), (8 * QUARTER, 1), (8 * QUARTER + 1, 2), (24 * QUARTER, 3), (1 << 63, 32)]
+)
+def test_frames_are_acknowledged_together(window: int, together: int) -> None:
+    """Those that come soon after one another: 8 MiB, but not more than the proxy can do without."""
+    loop = Loop(window=window).connect()
+    said = loop.cache
     begin = [
         Frame(namespace=link_pb2.Namespace(migration=FIRST, name="web")),
         Frame(snapshot=link_pb2.Snapshot(migration=FIRST, index=1, label="")),
@@ -65,13 +70,14 @@ def test_frames_are_acknowledged_together() -> None:
     loop.clock.advance(ACK_SECONDS)
     assert [frame.ack.frames for frame, _ in said.heard() if frame.HasField("ack")] == [3]
     acknowledged = []
-    for number in range(2 * FRAMES_PER_ACK + 1):
-        extent = Frame(extent=link_pb2.Extent(migration=FIRST, image=1, offset=number * part), payload=part)
-        said.connection.dataReceived(wire.encode(extent) + bytes(part))
+    sent = 2 * together + 1
+    for number in range(sent):
+        extent = Frame(extent=link_pb2.Extent(migration=FIRST, image=1, offset=number * QUARTER), payload=QUARTER)
+        said.connection.dataReceived(wire.encode(extent) + bytes(QUARTER))
         acknowledged += [frame.ack.frames for frame, _ in said.heard() if frame.HasField("ack")]
-    assert acknowledged == [3 + FRAMES_PER_ACK, 3 + 2 * FRAMES_PER_ACK]
     loop.clock.advance(ACK_SECONDS)
-    assert [frame.ack.frames for frame, _ in said.heard()] == [3 + 2 * FRAMES_PER_ACK + 1]
+    acknowledged += [frame.ack.frames for frame, _ in said.heard() if frame.HasField("ack")]
+    assert acknowledged == sorted({*range(3 + together, 3 + sent, together), 3 + sent})
     loop.clock.advance(ACK_SECONDS)
     assert not said.heard()
 
