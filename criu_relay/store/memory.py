@@ -5,12 +5,13 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 
 from criu_relay.flow.zeros import PAGE
-from criu_relay.store.arena import LARGEST, Arena
+from criu_relay.store.arena import Arena
 from criu_relay.store.backlog import Backlog
 from criu_relay.store.pages import INDEX_ENTRY, PageIndex, Pages
 from criu_relay.store.policy import Dedup
 from criu_relay.store.reclaim import Reclaimer
 from criu_relay.store.region import Region
+from criu_relay.store.table import RUN
 
 SHORT = 2
 """Memory is short when less than one in so many bytes of the budget can be reserved: the rest takes what comes until
@@ -34,7 +35,7 @@ class Memory:
         self.backlog = Backlog()
         self.pages = Pages(arena)
         self.reclaimer = Reclaimer(clock, self.pages)
-        self.zeros = Region(0, LARGEST)
+        self.zeros = Region(0, RUN * PAGE)
         self._indexes: dict[str, PageIndex] = {}
 
     @property

@@ -13,16 +13,15 @@ from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow.serve import ImageServer
 from criu_relay.flow.zeros import PAGE
 from criu_relay.interfaces import IOpenedImage
-from criu_relay.store.arena import LARGEST
 from criu_relay.store.image import Image
 from criu_relay.store.piece import Piece
-from criu_relay.store.table import Kind, pages_of
+from criu_relay.store.table import RUN, Kind, pages_of
 
 
 def read_bytes(image: Image, offset: int, length: int) -> bytes:
     """A copy of at most C{length} bytes (1 MiB) of an image from C{offset} on."""
     parts: list[bytes] = []
-    end = min(image.size, offset + min(length, LARGEST))
+    end = min(image.size, offset + min(length, RUN * PAGE))
     while offset < end:
         part = bytes(image.piece(offset).view(end - offset))
         parts.append(part)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from criu_relay.flow.zeros import PAGE as FLOW_PAGE
 from criu_relay.link.chunk import Chunk, Part
-from criu_relay.store.arena import LARGEST, Arena
+from criu_relay.store.arena import Arena
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Extent, Frame
 
@@ -23,7 +23,7 @@ def test_a_page_is_a_page() -> None:
 
 
 def chunk_at(offset: int, arena: Arena | None = None) -> Chunk:
-    extent = (arena or Arena(LARGEST, keep=0)).allocate(LARGEST)
+    extent = (arena or Arena(MIB, keep=0)).allocate(MIB)
     assert extent is not None
     return Chunk(extent, offset)
 
@@ -89,7 +89,7 @@ def test_zeros_leave_their_room_to_what_follows() -> None:
     chunk = chunk_at(0)
     for _ in range(10):
         add(chunk, pages("0" * 200))
-    assert chunk.room == LARGEST
+    assert chunk.room == MIB
     assert chunk.length == 2000 * PAGE
 
 
@@ -114,7 +114,7 @@ def test_runs_and_range_are_bounded() -> None:
 def test_parts_are_the_whole_and_cost_no_more_than_the_credit(
     text: str, offset: int, credits: list[int], step: int
 ) -> None:
-    arena = Arena(LARGEST, keep=0)
+    arena = Arena(MIB, keep=0)
     chunk = chunk_at(offset, arena)
     data = pages(text) + b"tail"
     written, got, at = 0, b"", offset

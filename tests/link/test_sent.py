@@ -10,7 +10,7 @@ from criu_relay.errors import LinkLost, ProtocolError
 from criu_relay.flow.frames import MemfdRange, OutFrame
 from criu_relay.link.sent import GAP, Sent, SentLog
 from criu_relay.link.window import Chunk, Window
-from criu_relay.store.arena import LARGEST, Arena
+from criu_relay.store.arena import Arena
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
 from tests.link.support import MIB, Producer, frames, migration
@@ -36,7 +36,7 @@ class Log:
 
     def extent(self, data: bytes, offset: int = 0, outgoing: Any = None) -> OutFrame:
         """One more frame with a payload."""
-        extent = self.window.allocate(LARGEST)
+        extent = self.window.allocate(MIB)
         assert extent is not None
         extent.view[: len(data)] = data
         body = link_pb2.Extent(migration=migration(1), image=1, offset=offset)

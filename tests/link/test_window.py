@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from criu_relay.link.chunk import Chunk
 from criu_relay.link.window import Window
-from criu_relay.store.arena import LARGEST, Arena
+from criu_relay.store.arena import Arena
 from tests.link.support import Producer
 
 MIB = 1 << 20
@@ -23,7 +23,7 @@ def window(limit: int = 4 * MIB) -> Window:
 def test_producers_wait_for_room() -> None:
     made = window(MIB)
     producer, other = Producer(), Producer()
-    only = chunk(made, LARGEST)
+    only = chunk(made, MIB)
     assert made.allocate(1) is None
     for _ in range(3):
         made.wait(producer)
@@ -33,7 +33,7 @@ def test_producers_wait_for_room() -> None:
     made.release(only)
     assert producer.calls == ["resume"]
     assert other.calls == []
-    made.release(chunk(made, LARGEST))
+    made.release(chunk(made, MIB))
     assert producer.calls == ["resume"]
 
 
@@ -46,7 +46,7 @@ def test_one_that_waits_again_while_it_is_resumed() -> None:
             calls.append(1)
             made.wait(self)
 
-    only = chunk(made, LARGEST)
+    only = chunk(made, MIB)
     made.wait(Greedy())
     made.release(only)
     assert calls == [1]
@@ -55,9 +55,9 @@ def test_one_that_waits_again_while_it_is_resumed() -> None:
 def test_nobody_is_resumed_without_room() -> None:
     made = window(MIB)
     producer = Producer()
-    forced = made.force(LARGEST)
+    forced = made.force(MIB)
     made.wait(producer)
-    made.release(Chunk(made.force(LARGEST), 0))
+    made.release(Chunk(made.force(MIB), 0))
     assert producer.calls == [], "the budget is still used up"
     made.release(Chunk(forced, 0))
     assert producer.calls == ["resume"]

@@ -15,7 +15,7 @@ from criu_relay.store import region
 from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, SMALLEST, Arena, Extent
 from criu_relay.store.region import punch
 
-MIB = 1 << 20
+PAGES = LARGEST // SMALLEST
 
 
 def resident(fd: int) -> int:
@@ -34,7 +34,7 @@ def test_interfaces() -> None:
      (LARGEST, LARGEST), (LARGEST + 1, LARGEST), (1 << 40, LARGEST)],
 )  # fmt: skip
 def test_the_smallest_class_that_fits(size: int, expected: int) -> None:
-    arena = Arena(2 * MIB, keep=0)
+    arena = Arena(2 * LARGEST, keep=0)
     extent = arena.allocate(size)
     assert extent is not None
     assert extent.size == len(extent.view) == expected == arena.used
@@ -44,8 +44,8 @@ def test_the_smallest_class_that_fits(size: int, expected: int) -> None:
 
 
 def test_a_split_leaves_the_rest_to_smaller_ones() -> None:
-    arena = Arena(MIB, keep=MIB)
-    taken = [arena.allocate(SMALLEST) for _ in range(LARGEST // SMALLEST)]
+    arena = Arena(LARGEST, keep=LARGEST)
+    taken = [arena.allocate(SMALLEST) for _ in range(PAGES)]
     assert None not in taken
     assert sorted(extent.offset for extent in taken if extent) == list(range(0, LARGEST, SMALLEST))
     assert len({extent.fd for extent in taken if extent}) == 1
@@ -53,8 +53,8 @@ def test_a_split_leaves_the_rest_to_smaller_ones() -> None:
 
 
 def test_all_parts_merge_back() -> None:
-    arena = Arena(MIB, keep=MIB)
-    taken = [extent for extent in (arena.allocate(SMALLEST) for _ in range(256)) if extent]
+    arena = Arena(LARGEST, keep=LARGEST)
+    taken = [extent for extent in (arena.allocate(SMALLEST) for _ in range(PAGES)) if extent]
     for extent in taken[::2] + taken[1::2]:
         arena.free(extent)
     assert arena.used == 0
@@ -65,7 +65,7 @@ def test_all_parts_merge_back() -> None:
 
 
 def test_no_merge_while_a_sibling_is_used() -> None:
-    arena = Arena(2 * MIB, keep=2 * MIB)
+    arena = Arena(2 * LARGEST, keep=2 * LARGEST)
     first, second = arena.allocate(SMALLEST), arena.allocate(SMALLEST)
     assert first and second
     arena.free(first)
@@ -76,7 +76,7 @@ def test_no_merge_while_a_sibling_is_used() -> None:
 
 
 def test_warm_memory_goes_before_fresh() -> None:
-    arena = Arena(4 * MIB, keep=4 * MIB)
+    arena = Arena(4 * LARGEST, keep=4 * LARGEST)
     extent = arena.allocate(LARGEST)
     assert extent is not None
     place = extent.fd, extent.offset
@@ -91,8 +91,8 @@ def test_warm_memory_goes_before_fresh() -> None:
 
 
 def test_warm_small_ones_go_before_a_split() -> None:
-    arena = Arena(4 * MIB, keep=4 * MIB)
-    small, large = [arena.allocate(SMALLEST) for _ in range(256)], arena.allocate(LARGEST)
+    arena = Arena(4 * LARGEST, keep=4 * LARGEST)
+    small, large = [arena.allocate(SMALLEST) for _ in range(PAGES)], arena.allocate(LARGEST)
     assert large
     arena.free(large)
     for extent in small[::2]:
@@ -107,16 +107,16 @@ def test_warm_small_ones_go_before_a_split() -> None:
 
 def test_free_memory_counts_against_the_budget_too() -> None:
     """Small parts that are free make room for a large extent that needs fresh memory."""
-    arena = Arena(2 * MIB, keep=2 * MIB)
-    small = [extent for extent in (arena.allocate(SMALLEST) for _ in range(512)) if extent]
-    assert len(small) == 512
+    arena = Arena(2 * LARGEST, keep=2 * LARGEST)
+    small = [extent for extent in (arena.allocate(SMALLEST) for _ in range(2 * PAGES)) if extent]
+    assert len(small) == 2 * PAGES
     fds = {extent.fd for extent in small}
     for extent in small:
         extent.view[:1] = b"x"
     for index, extent in enumerate(small):
-        if index % 256:
+        if index % PAGES:
             arena.free(extent)
-    assert arena.recycled == 510 * SMALLEST
+    assert arena.recycled == (2 * PAGES - 2) * SMALLEST
     large = arena.allocate(LARGEST)
     assert large is not None
     large.view[:] = b"y" * LARGEST
@@ -155,7 +155,7 @@ def test_what_is_reserved_nobody_else_gets() -> None:
     assert arena.used == 0
 
 
-@pytest.mark.parametrize(("first", "count"), [(0, 256), (1, 255), (3, 2), (5, 200), (255, 1)])
+@pytest.mark.parametrize(("first", "count"), [(0, PAGES), (1, PAGES - 1), (3, 2), (5, 200), (PAGES - 1, 1)])
 def test_any_run_of_pages_can_go_back(first: int, count: int) -> None:
     arena = Arena(LARGEST, keep=LARGEST)
     assert arena.reserve(LARGEST)
@@ -163,7 +163,7 @@ def test_any_run_of_pages_can_go_back(first: int, count: int) -> None:
     arena.put(number + first, count, False)
     assert arena.recycled == count * SMALLEST
     assert arena.allocated == LARGEST - count * SMALLEST
-    for start, length in ((0, first), (first + count, 256 - first - count)):
+    for start, length in ((0, first), (first + count, PAGES - first - count)):
         if length:
             arena.put(number + start, length, False)
     assert arena.recycled == LARGEST
@@ -211,7 +211,7 @@ def test_without_shared_the_pipe_would_see_it() -> None:
 
 
 def test_stale_memory_is_used_before_fresh() -> None:
-    arena = Arena(4 * MIB, keep=4 * MIB)
+    arena = Arena(4 * LARGEST, keep=4 * LARGEST)
     extent = arena.allocate(LARGEST)
     assert extent is not None
     place = extent.fd, extent.offset
@@ -224,7 +224,7 @@ def test_stale_memory_is_used_before_fresh() -> None:
 
 
 def test_warm_goes_before_stale() -> None:
-    arena = Arena(4 * MIB, keep=4 * MIB)
+    arena = Arena(4 * LARGEST, keep=4 * LARGEST)
     stale, warm = arena.allocate(LARGEST), arena.allocate(LARGEST)
     assert stale and warm
     place = warm.offset
@@ -236,7 +236,7 @@ def test_warm_goes_before_stale() -> None:
 
 
 def test_cold_memory_goes_before_fresh() -> None:
-    arena = Arena(4 * MIB, keep=0)
+    arena = Arena(4 * LARGEST, keep=0)
     extent = arena.allocate(LARGEST)
     assert extent is not None
     place = extent.fd, extent.offset
@@ -285,7 +285,7 @@ def test_force_has_room_for_one_frame_in_the_smallest_budget() -> None:
 
 
 def test_trim_is_bounded_per_call() -> None:
-    arena = Arena(8 * MIB, keep=2 * MIB)
+    arena = Arena(8 * LARGEST, keep=2 * LARGEST)
     taken = [extent for extent in (arena.allocate(LARGEST) for _ in range(8)) if extent]
     fd = taken[0].fd
     for extent in taken:
@@ -299,13 +299,13 @@ def test_trim_is_bounded_per_call() -> None:
         if not more:
             break
     assert left == [6, 4, 2]
-    assert arena.recycled == 2 * MIB
+    assert arena.recycled == 2 * LARGEST
     assert arena.trim(LARGEST) is False
     assert resident(fd) == 2 * LARGEST
 
 
 def test_trim_gives_up_what_may_be_referred_to_first() -> None:
-    arena = Arena(2 * MIB, keep=MIB)
+    arena = Arena(2 * LARGEST, keep=LARGEST)
     stale, warm = arena.allocate(LARGEST), arena.allocate(LARGEST)
     assert stale and warm
     place = warm.offset
@@ -320,8 +320,8 @@ def test_trim_gives_up_what_may_be_referred_to_first() -> None:
 
 
 def test_regions_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REGION", 2 * MIB)
-    arena = Arena(5 * MIB, keep=0)
+    monkeypatch.setattr(module, "REGION", 2 * LARGEST)
+    arena = Arena(5 * LARGEST, keep=0)
     taken = [extent for extent in (arena.allocate(LARGEST) for _ in range(5)) if extent]
     places = {(extent.fd, extent.offset) for extent in taken}
     assert len(places) == 5
@@ -333,7 +333,7 @@ def test_regions_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_close_gives_descriptors_back() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    arena = Arena(MIB, keep=0)
+    arena = Arena(LARGEST, keep=0)
     extent = arena.allocate(1)
     assert extent is not None
     assert len(os.listdir("/proc/self/fd")) > before
@@ -350,7 +350,7 @@ def test_a_region_that_cannot_be_mapped_leaves_no_descriptor(monkeypatch: pytest
 
     monkeypatch.setattr(region.mmap, "mmap", refuse)
     with pytest.raises(OSError, match="no memory"):
-        region.Region(0, MIB)
+        region.Region(0, LARGEST)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -373,14 +373,14 @@ Step = tuple[str, int, bool]
             st.tuples(st.just("allocate"), st.integers(0, LARGEST + 1), st.booleans()),
             st.tuples(st.just("force"), st.integers(1, LARGEST), st.booleans()),
             st.tuples(st.just("free"), st.integers(0, 1000), st.booleans()),
-            st.tuples(st.just("trim"), st.integers(0, 3 * MIB), st.booleans()),
+            st.tuples(st.just("trim"), st.integers(0, 3 * LARGEST), st.booleans()),
         ),
         max_size=120,
     )
 )
 def test_any_order_of_taking_and_giving_back(steps: list[Step]) -> None:
     """No overlap, what is used is the sum, everything merges back, and contents are nobody else's."""
-    arena = Arena(3 * MIB, keep=MIB)
+    arena = Arena(3 * LARGEST, keep=LARGEST)
     live: dict[int, Extent] = {}
     places: dict[tuple[int, int], int] = {}
     for index, (what, value, shared) in enumerate(steps):
@@ -413,36 +413,35 @@ def test_any_order_of_taking_and_giving_back(steps: list[Step]) -> None:
     assert [size for size in CLASSES[:-1] for heat in module.Heat if arena._free[heat][size]] == [], (
         "a part did not merge"
     )
-    while arena.trim(MIB):
+    while arena.trim(LARGEST):
         pass
     assert arena.recycled <= arena.keep
     arena.close()
 
 
 def test_what_adjoins_is_free_and_in_the_same_memfd() -> None:
-    pages = LARGEST // SMALLEST
     arena = Arena(4 * LARGEST, keep=4 * LARGEST)
     assert arena.reserve(4 * LARGEST)
     first = arena.take(LARGEST)
-    assert arena.adjoins(first + pages), "memory that was never used"
-    assert arena.take(LARGEST, first + pages) == first + pages
-    assert not arena.adjoins(first + pages), "it is taken"
-    assert [arena.take(LARGEST), arena.take(LARGEST)] == [first + 2 * pages, first + 3 * pages]
-    assert not arena.adjoins(first + 4 * pages), "the memfd ends there"
-    arena.put(first + pages, pages, False)
-    assert arena.adjoins(first + pages)
-    arena.put(first + 3 * pages, pages, True)
-    assert not arena.adjoins(first + 3 * pages), "what is warm is better"
+    assert arena.adjoins(first + PAGES), "memory that was never used"
+    assert arena.take(LARGEST, first + PAGES) == first + PAGES
+    assert not arena.adjoins(first + PAGES), "it is taken"
+    assert [arena.take(LARGEST), arena.take(LARGEST)] == [first + 2 * PAGES, first + 3 * PAGES]
+    assert not arena.adjoins(first + 4 * PAGES), "the memfd ends there"
+    arena.put(first + PAGES, PAGES, False)
+    assert arena.adjoins(first + PAGES)
+    arena.put(first + 3 * PAGES, PAGES, True)
+    assert not arena.adjoins(first + 3 * PAGES), "what is warm is better"
 
 
 def test_who_begins_finds_room_behind() -> None:
     """Of free places that lie together the first is taken, however they came back."""
-    pages, count = LARGEST // SMALLEST, 8
+    count = 8
     arena = Arena(count * LARGEST, keep=count * LARGEST)
     assert arena.reserve(count * LARGEST)
     numbers = [arena.take(LARGEST) for _ in range(count)]
     for number in (*numbers[4:], *numbers[:3]):
-        arena.put(number, pages, False)
+        arena.put(number, PAGES, False)
     assert arena.reserve((count - 1) * LARGEST)
     assert arena.take(LARGEST) == numbers[0]
     assert arena.take(LARGEST, numbers[1]) == numbers[1]

@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def arena() -> Iterator[Arena]:
-    made = Arena(16 * MIB, keep=4 * MIB)
+    made = Arena(16 * LARGEST, keep=4 * LARGEST)
     yield made
     made.close()
 
@@ -32,26 +32,26 @@ def resident(arena: Arena) -> int:
 
 
 def test_memory_gets_its_pages_up_to_what_is_kept(arena: Arena) -> None:
-    assert arena.warm(MIB) is True
-    assert (arena.recycled, resident(arena)) == (MIB, MIB)
-    assert arena.warm(100 * MIB) is False
-    assert (arena.recycled, resident(arena)) == (4 * MIB, 4 * MIB)
-    assert arena.warm(MIB) is False
+    assert arena.warm(LARGEST) is True
+    assert (arena.recycled, resident(arena)) == (LARGEST, LARGEST)
+    assert arena.warm(100 * LARGEST) is False
+    assert (arena.recycled, resident(arena)) == (4 * LARGEST, 4 * LARGEST)
+    assert arena.warm(LARGEST) is False
     extents = [arena.allocate(LARGEST) for _ in range(4)]
-    assert resident(arena) == 4 * MIB, "what is allocated is what was warm"
+    assert resident(arena) == 4 * LARGEST, "what is allocated is what was warm"
     assert arena.recycled == 0
-    assert arena.warm(100 * MIB) is False
-    assert arena.recycled == 4 * MIB
+    assert arena.warm(100 * LARGEST) is False
+    assert arena.recycled == 4 * LARGEST
     for extent in extents:
         assert extent is not None
         arena.free(extent)
 
 
 def test_the_budget_is_not_passed() -> None:
-    arena = Arena(3 * MIB, keep=3 * MIB)
+    arena = Arena(3 * LARGEST, keep=3 * LARGEST)
     extent = arena.allocate(LARGEST)
     assert extent is not None
-    while arena.warm(MIB):
+    while arena.warm(LARGEST):
         pass
     assert arena.used + arena.recycled <= arena.limit
     arena.free(extent)
@@ -63,32 +63,32 @@ def test_punched_memory_gets_them_again(arena: Arena) -> None:
     assert extent is not None
     extent.view[0] = 1
     arena.free(extent, shared=True)
-    while arena.trim(MIB):
+    while arena.trim(LARGEST):
         pass
     assert resident(arena) == 0
-    assert arena.warm(100 * MIB) is False
-    assert resident(arena) == 4 * MIB
+    assert arena.warm(100 * LARGEST) is False
+    assert resident(arena) == 4 * LARGEST
 
 
 def test_it_works_a_little_at_a_time_and_not_while_images_come() -> None:
-    bench = Bench(16 * MIB, keep=4 * MIB, dedup=Dedup.PAGES)
+    bench = Bench(16 * LARGEST, keep=4 * LARGEST, dedup=Dedup.PAGES)
     idle = Idle(bench.clock, bench.store.memory)
     idle.startService()
     arena = bench.arena
-    assert arena.recycled == MIB
+    assert arena.recycled == LARGEST
     bench.clock.advance(PAUSE_SECONDS)
-    assert arena.recycled == 2 * MIB
-    data = Random(1).randbytes(MIB)
+    assert arena.recycled == 2 * LARGEST
+    data = Random(1).randbytes(LARGEST)
     migration = bench.begin()
     for number in (1, 2):
         bench.write(migration, data, number, f"pages-{number}.img")
     bench.clock.advance(PAUSE_SECONDS)
-    assert (arena.allocated, arena.recycled) == (2 * MIB, 0), "images come"
+    assert (arena.allocated, arena.recycled) == (2 * LARGEST, 0), "images come"
     bench.clock.advance(LOOK_SECONDS)
-    assert (arena.allocated, len(bench.store.memory.backlog)) == (2 * MIB, 2), "the first is compared"
+    assert (arena.allocated, len(bench.store.memory.backlog)) == (2 * LARGEST, 2), "the first is compared"
     bench.clock.pump([PAUSE_SECONDS] * 20)
-    assert (arena.allocated, len(bench.store.memory.backlog)) == (MIB, 0)
-    assert arena.recycled == 4 * MIB
+    assert (arena.allocated, len(bench.store.memory.backlog)) == (LARGEST, 0)
+    assert arena.recycled == 4 * LARGEST
     idle.stopService()
     assert bench.clock.getDelayedCalls() == []
 

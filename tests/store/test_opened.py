@@ -9,11 +9,13 @@ import pytest
 
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.interfaces import IOpenedImage
-from criu_relay.store.arena import LARGEST, SMALLEST
+from criu_relay.store.arena import SMALLEST
 from criu_relay.store.image import Image
 from criu_relay.store.opened import OpenedImage
 from criu_relay.store.table import Kind
 from tests.store.support import Bench, outcome
+
+MIB = 1 << 20
 
 
 def opened(bench: Bench, data: bytes) -> tuple[OpenedImage, Image]:
@@ -28,11 +30,11 @@ def test_interface() -> None:
 
 def test_reading() -> None:
     bench = Bench()
-    image, _ = opened(bench, b"0123456789" * LARGEST)
-    assert image.size == 10 * LARGEST
-    assert outcome(image.read(LARGEST - 2, 5)) == [b"45678"[:0] + (b"0123456789" * LARGEST)[LARGEST - 2 : LARGEST + 3]]
-    assert len(outcome(image.read(0, 5 * LARGEST))[0]) == LARGEST
-    assert outcome(image.read(10 * LARGEST, 5)) == [b""]
+    image, _ = opened(bench, b"0123456789" * MIB)
+    assert image.size == 10 * MIB
+    assert outcome(image.read(MIB - 2, 5)) == [b"45678"[:0] + (b"0123456789" * MIB)[MIB - 2 : MIB + 3]]
+    assert len(outcome(image.read(0, 5 * MIB))[0]) == MIB
+    assert outcome(image.read(10 * MIB, 5)) == [b""]
 
 
 def test_close_counts_once() -> None:
@@ -80,9 +82,9 @@ def test_cancelling_a_server_gives_the_memory_back() -> None:
 
 def test_reading_what_was_discarded_errs() -> None:
     bench = Bench()
-    image, source = opened(bench, b"x" * LARGEST)
+    image, source = opened(bench, b"x" * MIB)
     image.close()
-    source.discard(0, LARGEST, Kind.DISCARDED)
+    source.discard(0, MIB, Kind.DISCARDED)
     assert isinstance(outcome(image.read(0, 10))[0], Conflict)
 
 
@@ -107,9 +109,9 @@ def test_all_of_a_small_image_at_once() -> None:
 def test_what_is_not_all_there_is_not_given_at_once() -> None:
     image, source = opened(Bench(), os.urandom(2 * SMALLEST))
     source.discard(SMALLEST, SMALLEST, Kind.DISCARDED)
-    assert image.whole(LARGEST) is None
+    assert image.whole(MIB) is None
     source.discard(0, 2 * SMALLEST, Kind.DISCARDED)
-    assert image.whole(LARGEST) is None
+    assert image.whole(MIB) is None
 
 
 @pytest.mark.parametrize("pattern", ["x", "0", "x0", "0x", "xx0", "x0x", "x00x", "00xx", "0000", "xxxx", "0xx0xx"])
@@ -117,7 +119,7 @@ def test_a_few_pages(pattern: str) -> None:
     """Those that lie together are one piece, whether they are looked at one by one or all at once."""
     data = b"".join(bytes(SMALLEST) if page == "0" else os.urandom(SMALLEST) for page in pattern)
     image, source = opened(Bench(), data)
-    assert image.whole(LARGEST) == data
+    assert image.whole(MIB) == data
     for page in range(len(pattern)):
         rest = pattern[page:]
         count = len(rest) - len(rest.lstrip(rest[0]))

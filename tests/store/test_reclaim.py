@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy
 import pytest
 
-from criu_relay.store.arena import LARGEST, SMALLEST, Arena
+from criu_relay.store.arena import SMALLEST, Arena
 from criu_relay.store.pages import PageIndex, Pages
 from criu_relay.store.reclaim import PAGES_PER_TURN, TRIM_PER_TURN, Reclaimer
 from tests.store.support import Turns
 
-MIB = 1 << 20
+EXTENT = 256 * SMALLEST
 
 
 class Bench:
@@ -21,7 +21,7 @@ class Bench:
         self.index = PageIndex(self.pages)
         self.reclaimer = Reclaimer(self.clock, self.pages)
 
-    def taken(self, extents: int, size: int = LARGEST) -> numpy.ndarray:
+    def taken(self, extents: int, size: int = EXTENT) -> numpy.ndarray:
         """The numbers of the pages of so many extents."""
         found = []
         for _ in range(extents):
@@ -33,10 +33,10 @@ class Bench:
 
 
 def test_a_bounded_number_per_turn() -> None:
-    bench = Bench(16 * MIB, 16 * MIB)
+    bench = Bench(16 * EXTENT, 16 * EXTENT)
     numbers = bench.taken(9)
     bench.reclaimer.reclaim(numbers, bench.index)
-    assert bench.reclaimer.waiting == 9 * MIB == bench.arena.used
+    assert bench.reclaimer.waiting == 9 * EXTENT == bench.arena.used
     left = []
     while bench.clock.turn():
         left.append(bench.arena.used // SMALLEST)
@@ -45,45 +45,49 @@ def test_a_bounded_number_per_turn() -> None:
 
 
 def test_one_turn_for_many_calls() -> None:
-    bench = Bench(4 * MIB, 4 * MIB)
+    bench = Bench(4 * EXTENT, 4 * EXTENT)
     for _ in range(3):
         bench.reclaimer.reclaim(bench.taken(1), bench.index)
     assert len(bench.clock.getDelayedCalls()) == 1
 
 
 def test_surplus_is_trimmed_over_turns() -> None:
-    bench = Bench(8 * MIB, 0)
-    bench.reclaimer.reclaim(bench.taken(4), bench.index)
+    bench = Bench(3 * TRIM_PER_TURN, 3 * TRIM_PER_TURN)
+    bench.reclaimer.reclaim(bench.taken(3, TRIM_PER_TURN), bench.index)
+    while bench.clock.turn():
+        pass
+    bench.arena.keep = 0
+    bench.reclaimer.schedule()
     bench.clock.turn()
-    assert bench.arena.recycled == 4 * MIB - TRIM_PER_TURN
+    assert bench.arena.recycled == 2 * TRIM_PER_TURN
     while bench.clock.turn():
         pass
     assert bench.arena.recycled == 0
 
 
 def test_what_is_on_its_way_is_obtained_at_once_and_no_more_than_needed() -> None:
-    bench = Bench(8 * MIB, 8 * MIB)
+    bench = Bench(8 * EXTENT, 8 * EXTENT)
     bench.reclaimer.reclaim(bench.taken(8), bench.index)
-    assert bench.reclaimer.obtain(MIB)
-    assert bench.arena.reserved == MIB
-    assert bench.reclaimer.waiting == 8 * MIB - PAGES_PER_TURN * SMALLEST
-    assert not bench.reclaimer.obtain(8 * MIB)
-    assert bench.arena.reserved == MIB
+    assert bench.reclaimer.obtain(EXTENT)
+    assert bench.arena.reserved == EXTENT
+    assert bench.reclaimer.waiting == 8 * EXTENT - PAGES_PER_TURN * SMALLEST
+    assert not bench.reclaimer.obtain(8 * EXTENT)
+    assert bench.arena.reserved == EXTENT
 
 
 def test_who_waits_is_told_after_each_turn() -> None:
-    bench = Bench(8 * MIB, 8 * MIB)
+    bench = Bench(8 * EXTENT, 8 * EXTENT)
     used: list[int] = []
     bench.reclaimer.freed = lambda: used.append(bench.arena.used)
     bench.reclaimer.reclaim(bench.taken(8), bench.index)
     while bench.clock.turn():
         pass
-    assert used == [4 * MIB, 0]
+    assert used == [4 * EXTENT, 0]
 
 
 @pytest.mark.parametrize("passed", [False, True])
 def test_pages_that_a_pipe_may_refer_to_are_not_written_again(passed: bool) -> None:
-    bench = Bench(4 * MIB, 4 * MIB)
+    bench = Bench(4 * EXTENT, 4 * EXTENT)
     numbers = bench.taken(1)
     bench.arena.view(int(numbers[0]), 1)[:4] = b"warm"
     if passed:
