@@ -41,16 +41,16 @@ SMALLEST_PUNCH = 24 << 10
 """What PUNCH_HOLE of a smaller range costs as much as: 6 us, against 0.5 ms for 2 MiB."""
 
 
-class Heat(enum.Enum):
+class Heat(enum.IntEnum):
     """What free memory is.
 
     WARM: its pages are there and nobody refers to them. STALE: somebody may still refer to its pages.
     COLD: it has no pages.
     """
 
-    WARM = "warm"
-    STALE = "stale"
-    COLD = "cold"
+    WARM = 0
+    STALE = 1
+    COLD = 2
 
 
 @implementer(IExtent)

@@ -68,5 +68,8 @@ class Reclaimer:
     def _give_back(self) -> None:
         numbers, index = self._queue.popleft()
         if len(numbers) > PAGES_PER_TURN:
-            self._queue.appendleft((numbers[PAGES_PER_TURN:], index))
-        self._pages.drop(numbers[:PAGES_PER_TURN], index)
+            # Up to where an extent ends, if they lie together: less than a whole one is split, and merged again.
+            count = PAGES_PER_TURN - int(numbers[PAGES_PER_TURN]) % (LARGEST // PAGE) or PAGES_PER_TURN
+            self._queue.appendleft((numbers[count:], index))
+            numbers = numbers[:count]
+        self._pages.drop(numbers, index)
