@@ -93,11 +93,9 @@ def _processes() -> Iterator[int]:
 
 
 def _status(pid: int, field: str) -> str:
-    with contextlib.suppress(OSError):
-        for line in (PROC / str(pid) / "status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == field:
-                return value.strip()
+    with contextlib.suppress(OSError), open(f"{PROC}/{pid}/status", "rb", buffering=0) as status:
+        _, found, rest = status.read().partition(f"\n{field}:".encode())
+        return rest.partition(b"\n")[0].strip().decode(errors="replace") if found else ""
     return ""
 
 

@@ -10,12 +10,9 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IReactorFDSet
-
+from criu_relay.flow.frame_reader import FrameTarget, SocketFrameReader
 from criu_relay.flow.frames import (
     FrameSource,
-    FrameTarget,
-    SocketFrameReader,
     SocketFrameWriter,
     TransportFrameWriter,
 )
@@ -67,10 +64,10 @@ class Channel(Protocol):
 class SocketChannel:
     """By system calls on the transport's own socket."""
 
-    def __init__(self, reactor: IReactorFDSet, transport: Any, connection: socket.socket, user: ChannelUser) -> None:
+    def __init__(self, reactor: Any, transport: Any, connection: socket.socket, user: ChannelUser) -> None:
         self._transport = transport
         self._user = user
-        self._writer = SocketFrameWriter(transport, user, user.ended)
+        self._writer = SocketFrameWriter(reactor, transport, user, user.ended)
         self._reader = SocketFrameReader(reactor, connection, user, user.turn_ended, user.ended)
         self.wake: Callable[[], None] = self._writer.wake
         self.look: Callable[[], None] = self._reader.look

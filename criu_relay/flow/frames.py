@@ -1,8 +1,7 @@
-"""Frames into and out of a stream transport: by system calls on its socket where it has one, else through it.
+"""Frames, and their way into a stream transport: by system calls on its socket where it has one, else through it.
 
-A frame is a header (bytes) and perhaps a payload that lies in a memfd. On a socket the header goes out
-with MSG_MORE and the payload with sendfile, and what comes in is received straight into the memory it
-is for. Elsewhere (a fake transport, TLS) the same frames pass through `write` and `dataReceived`.
+A frame is a header (bytes) and perhaps a payload that lies in a memfd or a pipe. On a socket the header goes out with
+MSG_MORE and the payload with sendfile or splice. Elsewhere (a fake transport, TLS) both pass through `write`.
 """
 
 from __future__ import annotations
@@ -15,28 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IPullProducer, IReactorFDSet, IReadDescriptor
-from twisted.python.failure import Failure
+from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorTime
 from zope.interface import implementer
 
 from criu_relay.flow.pipes import readable_bytes
-from criu_relay.flow.sockets import TCP
-from criu_relay.flow.ways import LINK, TAKEN, Way, recv_into, recvmsg_into, sendfile, splice, write
+from criu_relay.flow.ways import LINK, TAKEN, Way, sendfile, splice, write
 
-COPIED_PAYLOAD = 16 << 10
+COPIED_PAYLOAD = 64 << 10
 """A payload up to this is copied behind its header: a system call of its own would cost more."""
 
-GATHERED = 64 << 10
+GATHERED = 128 << 10
 """Small frames are gathered up to about this before they are sent."""
 
 BYTES_PER_TURN = (1 << 20) + GATHERED
 """What one turn of the reactor moves at most in each direction: the largest payload, with what is gathered in front of
 it. The last bytes of a payload would cost a turn of their own, which is as much as all the others."""
-
-LOW_WATER = 512 << 10
-"""Bytes of a payload that are waited for before they are taken: taking them as they come would be three turns of the
-reactor a MiB instead of one or two. The kernel says of less than that when it has no room for more (SO_RCVLOWAT,
-socket(7)); so does L{SocketFrameReader.look}."""
 
 STOLEN = "somebody else reads the pipe of an image"
 """What was offered out of a pipe is not there: the link breaks, because the frame's length is told already."""
@@ -127,16 +119,6 @@ class FrameSource(Protocol):
         """Everything that `next_frame` gave was sent, and there was nothing more."""
 
 
-class FrameTarget(Protocol):
-    """Where received bytes go: a L{criu_relay.wire.link.FrameReader}."""
-
-    @property
-    def awaited(self) -> int: ...
-    def buffers(self) -> list[memoryview]: ...
-    def received(self, count: int) -> None: ...
-    def feed(self, data: bytes) -> None: ...
-
-
 def gather(source: FrameSource) -> tuple[bytearray, MemfdRange | PipeRange | None]:
     """The next frames of a source, at least one unless there is none, for as few system calls as possible.
 
@@ -189,8 +171,12 @@ class _Writer:
 class SocketFrameWriter(_Writer):
     """Sends frames on the socket of a Twisted transport, as its pull producer."""
 
-    def __init__(self, transport: Any, source: FrameSource, failed: Callable[[OSError], None]) -> None:
+    def __init__(
+        self, clock: IReactorTime, transport: Any, source: FrameSource, failed: Callable[[OSError], None]
+    ) -> None:
         super().__init__(transport, source)
+        self._clock = clock
+        self._soon: IDelayedCall | None = None
         self._socket: socket.socket = transport.getHandle()
         self._failed = failed
         self._head = memoryview(b"")
@@ -203,6 +189,22 @@ class SocketFrameWriter(_Writer):
     def path(self) -> str:
         """What `status` calls this way."""
         return self._from_memory.name
+
+    def wake(self) -> None:
+        """The source has something: it is sent at the end of this turn of the reactor, with what comes until then."""
+        if self._soon is None and not self._registered and not self._stopped:
+            self._soon = self._clock.callLater(0, self._begin)
+
+    def _begin(self) -> None:
+        self._soon = None
+        super().wake()
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        super().stop()
 
     def resumeProducing(self) -> None:
         """The socket has room: send at most L{BYTES_PER_TURN}."""
@@ -294,93 +296,3 @@ def _copied(payload: MemfdRange | PipeRange | bytes | None) -> bytes:
         payload.taken()
         return data
     return payload or b""
-
-
-@implementer(IReadDescriptor)
-class SocketFrameReader:
-    """Receives on the socket of a (paused) Twisted transport straight into the target's buffers."""
-
-    def __init__(
-        self,
-        reactor: IReactorFDSet,
-        connection: socket.socket,
-        target: FrameTarget,
-        turn_ended: Callable[[], None],
-        ended: Callable[[Exception | None], None],
-    ) -> None:
-        """
-        @param connection: duplicated, because epoll knows a descriptor once.
-        @param turn_ended: called after each turn that brought something.
-        @param ended: called once, with None at the peer's end of stream.
-        """
-        self._reactor = reactor
-        self._socket = connection.dup()
-        self._target = target
-        self._turn_ended = turn_ended
-        self._ended = ended
-        self._way = Way(LINK, recvmsg_into, recv_into)
-        self._waits = connection.family in TCP
-        self._low = 1
-
-    @property
-    def path(self) -> str:
-        """What `status` calls this way."""
-        return self._way.name
-
-    def start(self) -> None:
-        """Begin to read."""
-        self._reactor.addReader(self)
-
-    def stop(self) -> None:
-        """Read no more; `ended` is not called."""
-        if self._socket.fileno() >= 0:
-            self._reactor.removeReader(self)
-            self._socket.close()
-
-    def fileno(self) -> int:
-        """Our descriptor, -1 when closed."""
-        return self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        """For Twisted's log."""
-        return "link reader"
-
-    def doRead(self) -> None:
-        """Something has come: at most 1 MiB and the headers behind it."""
-        buffers = self._target.buffers()
-        if not buffers:
-            self._reactor.removeReader(self)
-            return
-        try:
-            count = self._way(self._socket, buffers)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._end(error)
-            return
-        if count == 0:
-            self._end(None)
-            return
-        self._target.received(count)
-        self._turn_ended()
-        self._wait_for(self._target.awaited)
-
-    def look(self) -> None:
-        """Take what has come, however little it is."""
-        self._wait_for(1)
-
-    def _wait_for(self, count: int) -> None:
-        """The reactor calls us when so many bytes have come, or enough."""
-        low = max(1, min(count, LOW_WATER))
-        if self._waits and low != self._low and self._socket.fileno() >= 0:
-            self._low = low
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor gave the descriptor up."""
-        self._end(reason.value if isinstance(reason.value, Exception) else None)
-
-    def _end(self, error: Exception | None) -> None:
-        if self._socket.fileno() >= 0:
-            self.stop()
-            self._ended(error)

@@ -23,6 +23,9 @@ BYTES_PER_TURN = 1 << 20
 FULL_TIMES = 2
 """A pipe that was full so often carries more than a small image: 64 KiB once are one that is written at once."""
 
+PIECE = 4096
+"""Bytes that are taken when nothing waited just before: a copy of so few costs less than room for them."""
+
 
 @implementer(IPushProducer, IReadDescriptor)
 class DescriptorSource:
@@ -91,42 +94,48 @@ class DescriptorSource:
         """Something can be read: at most 1 MiB of it, also where it comes in smaller pieces."""
         left = BYTES_PER_TURN
         try:
-            waiting = readable_bytes(self._fd)
-            while count := self._read(waiting, left):
-                left -= count
-                if left <= 0 or self._paused or not self.active:
-                    return
-                # Nothing waits: that may be the end, which has come with the last bytes of what is small.
+            while left > 0 and not self._paused and self.active:
                 waiting = readable_bytes(self._fd)
+                count = self._read(waiting, left) if waiting else self._look_for_end()
+                if not count:
+                    return
+                left -= count
         except BlockingIOError:
             return
         except (OSError, RelayError) as error:
             self.abort(f"cannot read the image: {error}")
 
-    def _read(self, waiting: int, most: int) -> int:
-        """Read once, what `waiting` says or the end; the bytes read, 0 when this turn is over."""
-        if waiting >= DEFAULT_PIPE and self._full < FULL_TIMES:
-            self._full += 1
-            if self._full == FULL_TIMES:
-                enlarge(self._fd)
-        if self._passing is not None and waiting:
-            self._paused = True
-            self._passing.offer(self._fd, min(waiting, most))
-            if self._paused:
-                self.pauseProducing()
-            return 0
-        room = self._sink.reserve(min(max(waiting, 1), most))
-        if room is None:
-            self.pauseProducing()
-            return 0
-        count = self._fill(room.view[:most])
-        if count:
-            self._sink.written(count)
+    def _look_for_end(self) -> int:
+        """Nothing waits: that may be the end, which has come with the last bytes of what is small. The bytes that came
+        in the meantime."""
+        data = os.read(self._fd, PIECE)
+        if data:
+            self._sink.write(data)
         else:
             self._close()
             self._sink.unregisterProducer()
             self._sink.end()
             self._finished()
+        return len(data)
+
+    def _read(self, waiting: int, most: int) -> int:
+        """Read once, of what waits; the bytes read, 0 when there is no room."""
+        if waiting >= DEFAULT_PIPE and self._full < FULL_TIMES:
+            self._full += 1
+            if self._full == FULL_TIMES:
+                enlarge(self._fd)
+        if self._passing is not None:
+            self._paused = True
+            self._passing.offer(self._fd, min(waiting, most))
+            if self._paused:
+                self.pauseProducing()
+            return 0
+        room = self._sink.reserve(min(waiting, most))
+        if room is None:
+            self.pauseProducing()
+            return 0
+        count = self._fill(room.view[:most])
+        self._sink.written(count)
         return count
 
     def _fill(self, view: memoryview) -> int:

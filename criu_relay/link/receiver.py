@@ -30,7 +30,7 @@ ACK_BYTES = 8 << 20
 """So much payload is acknowledged at once: an acknowledgement costs each side as much as a frame."""
 
 ACK_PART = 8
-"""Or one in so many bytes of the proxy's window, if that is less: what waits here to be acknowledged is missing there."""
+"""Or one in so many bytes of the proxy's window, if that is less: what is not acknowledged is missing there."""
 
 ACK_SECONDS = 0.02
 """Less is acknowledged after this."""

@@ -350,22 +350,33 @@ class Arena:
     def _put(self, size: int, number: int, heat: Heat) -> None:
         if heat is not Heat.COLD:
             self.recycled += size
-        while size < LARGEST:
-            pages = size // SMALLEST
-            first = number - number % (pages * FACTOR)
-            heats = [
-                heat if at == number else self._heat(size, at) for at in range(first, first + pages * FACTOR, pages)
-            ]
-            if None in heats:
-                break
-            for at, one in zip(range(first, first + pages * FACTOR, pages), heats, strict=True):
-                assert one is not None
-                self._free[one][size].pop(at, None)
+        while size < LARGEST and (others := self._siblings(size, number)):
+            heats = [heat]
+            for at, found in others:
+                del self._free[found][size][at]
+                heats.append(found)
             merged = heat if heats.count(heat) == FACTOR else Heat.STALE if Heat.STALE in heats else Heat.WARM
             if merged is not Heat.COLD:
                 self.recycled += size * heats.count(Heat.COLD)
-            number, size, heat = first, size * FACTOR, merged
+            size *= FACTOR
+            number, heat = number - number % (size // SMALLEST), merged
         self._free[heat][size][number] = None
 
+    def _siblings(self, size: int, number: int) -> list[tuple[int, Heat]]:
+        """The places that make one of the next class together with this one; none unless all are free."""
+        pages = size // SMALLEST
+        first = number - number % (pages * FACTOR)
+        found: list[tuple[int, Heat]] = []
+        for at in range(first, first + pages * FACTOR, pages):
+            if at != number:
+                heat = self._heat(size, at)
+                if heat is None:
+                    return []
+                found.append((at, heat))
+        return found
+
     def _heat(self, size: int, number: int) -> Heat | None:
-        return next((heat for heat in Heat if number in self._free[heat][size]), None)
+        for heat, free in self._free.items():
+            if number in free[size]:
+                return heat
+        return None

@@ -14,18 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IPullProducer, IReadDescriptor
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from criu_relay.flow import frames as module
+from criu_relay.flow.frame_reader import LOW_WATER, SocketFrameReader
 from criu_relay.flow.frames import (
     BYTES_PER_TURN,
     COPIED_PAYLOAD,
-    GATHERED,
-    LOW_WATER,
     MemfdRange,
     OutFrame,
-    SocketFrameReader,
     SocketFrameWriter,
     TransportFrameWriter,
 )
@@ -33,6 +32,9 @@ from criu_relay.flow.sockets import socket_of, tune
 from criu_relay.store.arena import Arena
 from tests.flow.support import MIB, FakeReactor, no_descriptor_left
 from tests.support.polling import readable
+
+LARGE = COPIED_PAYLOAD + 4096
+"""A payload that is not copied."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,12 @@ class Transport:
         self.handle = handle
         self.producer: Any = None
         self.wants = False
+        self.clock = Clock()
+
+    def wake(self, writer: SocketFrameWriter) -> None:
+        """The writer has something to send, and the reactor's turn is over."""
+        writer.wake()
+        self.clock.advance(0)
 
     def getHandle(self) -> Any:
         return self.handle
@@ -178,7 +186,7 @@ def some_frames(memory: Callable[[bytes], MemfdRange]) -> list[OutFrame]:
         OutFrame(b"large", memory(b"l" * (COPIED_PAYLOAD + 1))),
         OutFrame(b"control-2"),
         OutFrame(b"largest", memory(os.urandom(MIB))),
-        OutFrame(b"last", memory(b"z" * 30_000)),
+        OutFrame(b"last", memory(b"z" * LARGE)),
     ]
 
 
@@ -206,15 +214,15 @@ def pump(transport: Transport, theirs: socket.socket, until: Callable[[], bool])
 
 def test_all_frames_in_order(pair: Any, memory: Any) -> None:
     transport, frames = Transport(pair[0]), Frames(some_frames(memory))
-    writer = SocketFrameWriter(transport, frames, fail_if_called)
-    writer.wake()
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    transport.wake(writer)
     data = pump(transport, pair[1], lambda: frames.drains > 0)
     assert data == frames.expected
     assert len(frames.given) == 8
     assert transport.producer is None
     assert frames.drains == 1
     frames.frames.append(OutFrame(b"more"))
-    writer.wake()
+    transport.wake(writer)
     assert received(pair[1]) == b"more"
     assert frames.drains == 2
 
@@ -222,19 +230,41 @@ def test_all_frames_in_order(pair: Any, memory: Any) -> None:
 def test_wake_twice_registers_once(pair: Any, memory: Any) -> None:
     transport = Transport(pair[0])
     frames = Frames([OutFrame(b"h", memory(bytes(MIB))) for _ in range(4)])
-    writer = SocketFrameWriter(transport, frames, fail_if_called)
-    writer.wake()
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    transport.wake(writer)
     assert transport.producer is writer
-    writer.wake()
+    transport.wake(writer)
     pump(transport, pair[1], lambda: frames.drains > 0)
     assert frames.drains == 1
+
+
+def test_what_comes_in_one_turn_of_the_reactor_leaves_together(pair: Any, memory: Any) -> None:
+    """A small image, its end and the next one are one send."""
+    sends: list[int] = []
+
+    class Counting(Choppy):
+        def send(self, data: memoryview, flags: int = 0) -> int:
+            sends.append(len(data))
+            return super().send(data, flags)
+
+    transport, frames = Transport(Counting(pair[0], iter(()))), Frames([])
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    for part in (b"image", b"extent", b"end"):
+        frames.frames.append(OutFrame(part))
+        writer.wake()
+    assert sends == []
+    transport.clock.advance(0)
+    assert (sends, frames.drains) == ([len(b"imageextentend")], 1)
+    writer.wake()
+    writer.stop()
+    assert transport.clock.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 5, 7, 100, 4096])
 def test_short_sends(pair: Any, memory: Any, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Headers cut at every place, an EAGAIN before each part, and payloads in parts."""
     frames = Frames(
-        [OutFrame(b"header", memory(bytes(range(256)) * 128)), OutFrame(b"tail", memory(b"t" * 20_000))] * 2
+        [OutFrame(b"header", memory(bytes(range(256)) * (LARGE // 256))), OutFrame(b"tail", memory(b"t" * LARGE))] * 2
     )
 
     def schedule() -> Iterator[Any]:
@@ -248,7 +278,7 @@ def test_short_sends(pair: Any, memory: Any, cut: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         module.os, "sendfile", lambda out, fd, offset, count: sendfile(out, fd, offset, min(count, choppy.most() * 999))
     )
-    SocketFrameWriter(transport, frames, fail_if_called).wake()
+    transport.wake(SocketFrameWriter(transport.clock, transport, frames, fail_if_called))
     assert pump(transport, pair[1], lambda: frames.drains > 0) == frames.expected
 
 
@@ -256,7 +286,7 @@ def test_eagain_at_every_call(pair: Any, memory: Any, monkeypatch: pytest.Monkey
     sendfile = os.sendfile
     for at in range(12):
         frames = Frames(
-            [OutFrame(b"one", memory(b"1" * 20_000)), OutFrame(b"two"), OutFrame(b"x", memory(b"3" * 70_000))]
+            [OutFrame(b"one", memory(b"1" * LARGE)), OutFrame(b"two"), OutFrame(b"x", memory(b"3" * 2 * LARGE))]
         )
         steps: list[Any] = [1 << 30] * 12
         steps[at] = None
@@ -265,14 +295,14 @@ def test_eagain_at_every_call(pair: Any, memory: Any, monkeypatch: pytest.Monkey
         monkeypatch.setattr(
             module.os, "sendfile", lambda out, fd, at, count, c=choppy: sendfile(out, fd, at, min(count, c.most()))
         )
-        SocketFrameWriter(transport, frames, fail_if_called).wake()
+        transport.wake(SocketFrameWriter(transport.clock, transport, frames, fail_if_called))
         assert pump(transport, pair[1], lambda done=frames: done.drains > 0) == frames.expected
 
 
 @pytest.mark.parametrize("at", range(4))
 def test_an_error_is_told_once(pair: Any, memory: Any, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[OSError] = []
-    frames = Frames([OutFrame(b"one", memory(b"1" * 20_000)), OutFrame(b"two", memory(b"2" * 20_000))])
+    frames = Frames([OutFrame(b"one", memory(b"1" * LARGE)), OutFrame(b"two", memory(b"2" * LARGE))])
     steps: list[Any] = [1 << 30] * 4
     steps[at] = OSError(errno.EPIPE, "gone")
     choppy = Choppy(pair[0], iter(steps))
@@ -281,14 +311,14 @@ def test_an_error_is_told_once(pair: Any, memory: Any, at: int, monkeypatch: pyt
         module.os, "sendfile", lambda out, fd, at, count: sendfile(out, fd, at, min(count, choppy.most()))
     )
     transport = Transport(choppy)
-    writer = SocketFrameWriter(transport, frames, errors.append)
-    writer.wake()
+    writer = SocketFrameWriter(transport.clock, transport, frames, errors.append)
+    transport.wake(writer)
     while transport.turn():
         pass
     assert [error.errno for error in errors] == [errno.EPIPE]
     assert transport.producer is None
     assert frames.drains == 0
-    writer.wake()
+    transport.wake(writer)
     assert transport.producer is None
 
 
@@ -302,15 +332,16 @@ def test_a_turn_is_bounded(pair: Any, memory: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module.os, "sendfile", take)
     frames = Frames([OutFrame(b"h", memory(bytes(MIB))) for _ in range(4)])
     transport = Transport(pair[0])
-    writer = SocketFrameWriter(transport, frames, fail_if_called)
-    writer.wake()
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    transport.wake(writer)
     assert sum(counts) <= BYTES_PER_TURN
     assert transport.wants
     assert frames.drains == 0
     writer.stop()
 
 
-def test_small_frames_are_gathered(pair: Any) -> None:
+def test_small_frames_are_gathered(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHERED", 64 << 10)
     sends: list[int] = []
 
     class Counting(Choppy):
@@ -320,16 +351,16 @@ def test_small_frames_are_gathered(pair: Any) -> None:
 
     frames = Frames([OutFrame(b"x" * 100) for _ in range(2000)])
     transport = Transport(Counting(pair[0], iter(())))
-    SocketFrameWriter(transport, frames, fail_if_called).wake()
+    transport.wake(SocketFrameWriter(transport.clock, transport, frames, fail_if_called))
     pump(transport, pair[1], lambda: frames.drains > 0)
-    assert max(sends) <= GATHERED + 100
+    assert max(sends) <= (64 << 10) + 100
     assert len(sends) == 4
 
 
 def test_a_control_frame_goes_between_payloads(pair: Any, memory: Any) -> None:
     frames = Frames([OutFrame(b"h", memory(bytes(MIB))) for _ in range(4)])
     transport = Transport(pair[0])
-    SocketFrameWriter(transport, frames, fail_if_called).wake()
+    transport.wake(SocketFrameWriter(transport.clock, transport, frames, fail_if_called))
     given = len(frames.given)
     frames.first.append(OutFrame(b"control"))
     pump(transport, pair[1], lambda: frames.drains > 0)
@@ -339,13 +370,13 @@ def test_a_control_frame_goes_between_payloads(pair: Any, memory: Any) -> None:
 def test_stop_sends_nothing_more(pair: Any, memory: Any) -> None:
     frames = Frames([OutFrame(b"h", memory(bytes(MIB))) for _ in range(4)])
     transport = Transport(pair[0])
-    writer = SocketFrameWriter(transport, frames, fail_if_called)
-    writer.wake()
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    transport.wake(writer)
     writer.stop()
     before = received(pair[1])
     assert before
     transport.turn()
-    writer.wake()
+    transport.wake(writer)
     writer.resumeProducing()
     assert received(pair[1]) == b""
     assert transport.producer is None
@@ -355,8 +386,8 @@ def test_stop_sends_nothing_more(pair: Any, memory: Any) -> None:
 def test_a_lost_transport(pair: Any, memory: Any) -> None:
     frames = Frames([OutFrame(b"h", memory(bytes(MIB))) for _ in range(4)])
     transport = Transport(pair[0])
-    writer = SocketFrameWriter(transport, frames, fail_if_called)
-    writer.wake()
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    transport.wake(writer)
     writer.stopProducing()
     received(pair[1])
     transport.turn()
@@ -378,7 +409,7 @@ def test_both_ways_are_the_same_bytes(memory: Any, kind: str) -> None:
     made = some_frames(memory)
     by_socket, by_transport = Frames(list(made)), Frames(list(made))
     transport = Transport(ours)
-    SocketFrameWriter(transport, by_socket, fail_if_called).wake()
+    transport.wake(SocketFrameWriter(transport.clock, transport, by_socket, fail_if_called))
     sent = pump(transport, theirs, lambda: by_socket.drains > 0)
     while len(sent) < len(by_socket.expected):
         sent += received(theirs)

@@ -18,7 +18,7 @@ from criu_relay.errors import RelayError
 from criu_relay.flow import source as module
 from criu_relay.flow import ways
 from criu_relay.flow.pipes import LARGE_PIPE, readable_bytes
-from criu_relay.flow.source import BYTES_PER_TURN, FULL_TIMES, DescriptorSource
+from criu_relay.flow.source import BYTES_PER_TURN, FULL_TIMES, PIECE, DescriptorSource
 from criu_relay.interfaces import Room
 from tests.flow.support import MIB, FakeReactor, Sink, no_descriptor_left
 
@@ -132,6 +132,7 @@ def test_the_end_that_comes_with_the_last_bytes_is_seen_with_them(pipe: Pipe) ->
 def test_a_hang_up_while_there_is_no_room(pipe: Pipe) -> None:
     pipe.source.start()
     pipe.sink.space = 0
+    os.write(pipe.writing, b"x")
     pipe.close_writer()
     pipe.reactor.removeReader(pipe.source)
     pipe.source.connectionLost(Failure(ConnectionDone()))
@@ -141,7 +142,24 @@ def test_a_hang_up_while_there_is_no_room(pipe: Pipe) -> None:
     pipe.source.resumeProducing()
     assert pipe.reactor.readers == [pipe.source]
     pipe.source.doRead()
-    assert pipe.sink.calls == ["unregister", "end"]
+    assert (pipe.sink.data, pipe.sink.calls) == (b"x", ["unregister", "end"])
+
+
+def test_what_came_while_the_end_was_looked_for(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not the end: nothing of it is lost, and what is more comes in the same turn."""
+    pipe.source.start()
+    answers = [0]
+
+    def waiting(fd: int) -> int:
+        if not answers:
+            return readable_bytes(fd)
+        os.write(pipe.writing, b"y" * (PIECE + 10))
+        pipe.close_writer()
+        return answers.pop()
+
+    monkeypatch.setattr(module, "readable_bytes", waiting)
+    pipe.source.doRead()
+    assert (pipe.sink.data, pipe.sink.calls) == (b"y" * (PIECE + 10), ["unregister", "end"])
 
 
 def test_another_loss_fails_the_image(pipe: Pipe) -> None:
@@ -206,6 +224,7 @@ def test_a_room_larger_than_a_turn_is_not_filled(monkeypatch: pytest.MonkeyPatch
     counts: list[int] = []
     monkeypatch.setattr(sink, "written", counts.append)
     monkeypatch.setattr(os, "readv", lambda fd, buffers: sum(map(len, buffers)))
+    os.write(pipe.writing, b"x")
     pipe.source.start()
     pipe.source.doRead()
     assert counts == [BYTES_PER_TURN]

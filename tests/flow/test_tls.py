@@ -78,7 +78,7 @@ def some_frames(memory: Callable[[bytes], MemfdRange]) -> list[OutFrame]:
         OutFrame(b"large", memory(b"l" * (COPIED_PAYLOAD + 1))),
         OutFrame(b"control-2"),
         OutFrame(b"largest", memory(os.urandom(MIB))),
-        OutFrame(b"last", memory(b"z" * 30_000)),
+        OutFrame(b"last", memory(b"z" * (COPIED_PAYLOAD + 14_000))),
     ]
 
 
@@ -126,7 +126,7 @@ def test_nothing_is_sent_before_the_handshake(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_sliced(tmp_path: Path, memory: Any, size: int) -> None:
     """Ciphertext that comes and leaves a few bytes at a time, the handshake too."""
-    frames = [OutFrame(b"head", memory(os.urandom(20_000))), OutFrame(b"tail")]
+    frames = [OutFrame(b"head", memory(os.urandom(COPIED_PAYLOAD + 4000))), OutFrame(b"tail")]
     expected = b"".join(map(as_bytes, frames))
     pair = Pair(tmp_path, frames)
     pair.slice = size

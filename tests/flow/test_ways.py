@@ -13,7 +13,8 @@ import numpy
 import pytest
 
 from criu_relay.flow import serve, vectors
-from criu_relay.flow.frames import MemfdRange, OutFrame, PipeRange, SocketFrameReader, SocketFrameWriter
+from criu_relay.flow.frame_reader import SocketFrameReader
+from criu_relay.flow.frames import MemfdRange, OutFrame, PipeRange, SocketFrameWriter
 from criu_relay.flow.serve import ImageServer
 from criu_relay.flow.source import DescriptorSource
 from criu_relay.flow.ways import CRIU, LINK, NOT_THIS_WAY, TAKEN, Way
@@ -209,9 +210,9 @@ def test_write_instead_of_sendfile_to_the_link(
     refusing = refuse(monkeypatch, "sendfile", times)
     extents, made = large(arena, 3)
     transport, frames, errors = Transport(pair[0]), Frames(made), []
-    writer = SocketFrameWriter(transport, frames, errors.append)
+    writer = SocketFrameWriter(transport.clock, transport, frames, errors.append)
     assert writer.path == "sendfile"
-    writer.wake()
+    transport.wake(writer)
     assert pump(transport, pair[1], lambda: frames.drains > 0) == frames.expected
     assert errors == []
     assert writer.path == "write"
@@ -274,8 +275,8 @@ def test_read_and_send_instead_of_splice(
     refusing = refuse(monkeypatch, "splice", times)
     pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
     transport, errors = Transport(pair[0]), []
-    writer = SocketFrameWriter(transport, offered, errors.append)
-    writer.wake()
+    writer = SocketFrameWriter(transport.clock, transport, offered, errors.append)
+    transport.wake(writer)
     data = pump(transport, pair[1], lambda: offered.taken == 3 and not transport.wants)
     assert data == offered.expected
     assert errors == []
@@ -295,7 +296,7 @@ def test_a_pipe_that_somebody_else_reads(
     os.read(offered.reading, 60_000 - left)
     transport, errors = Transport(pair[0]), []
     frames = Frames([frame])  # type: ignore[list-item]
-    SocketFrameWriter(transport, frames, errors.append).wake()
+    transport.wake(SocketFrameWriter(transport.clock, transport, frames, errors.append))
     for _ in range(3):
         transport.turn()
     assert [error.errno for error in errors] == [errno.EIO]

@@ -38,9 +38,7 @@ def hello(
     session: bytes | None = None,
     window: int | None = None,
 ) -> link_pb2.Hello:
-    return link_pb2.Hello(
-        version=version, role=role, instance=instance, name=name, session=session, window=window
-    )
+    return link_pb2.Hello(version=version, role=role, instance=instance, name=name, session=session, window=window)
 
 
 def migration(value: int) -> bytes:

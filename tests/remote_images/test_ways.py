@@ -53,12 +53,12 @@ def test_images_by_either_way(relay: Relay, way: str, window: str) -> None:
     if way == "fast":
         assert refused == set()
         assert cache["criu"]["sendfile"] > SIZE
-        assert proxy["link"]["sendfile" if kept else "splice"] > 5 * MIB
+        assert proxy["link"]["sendfile" if kept else "splice"] > 4 * MIB, "all but what comes in small pieces"
         assert cache["link"]["recvmsg_into"] > SIZE
     else:
-        assert refused == set(REFUSED) - ({"splice"} if kept else set())
+        assert refused == set(REFUSED) - {"splice" if kept else "readv"}
         assert cache["criu"]["write"] > SIZE
-        assert proxy["link"]["write" if kept else "read"] > 5 * MIB
+        assert proxy["link"]["write" if kept else "read"] > 4 * MIB
         assert cache["link"]["recv_into"] > SIZE
     peers = pair.status("cache")["link"]["peers"] + pair.status()["link"]["peers"]
     expected = {"fast": ["sendfile, recvmsg_into"], "plain": ["sendfile, recv_into", "write, recv_into"]}
