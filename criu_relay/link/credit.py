@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.interfaces import IPushProducer
 
 from criu_relay.errors import ProtocolError
+from criu_relay.link.waiting import Waiting
 from criu_relay.wire import link as wire
 
 if TYPE_CHECKING:
@@ -39,13 +40,15 @@ class SendCredit:
         self._granted = 0
         self._ready = ready
         self._images: deque[QueuedImage] = deque()
-        self._producers: deque[IPushProducer] = deque()
+        self._waiting = Waiting(window.clock, lambda: self.room)
 
     @property
-    def full(self) -> bool:
-        """Nothing more is to be read before something is sent."""
-        waits = self.queued >= AHEAD + self.left and self._window.queued >= self._window.limit // 2
-        return waits or self.queued >= UNSENT
+    def room(self) -> int:
+        """Bytes that may be read; 0 or less: none before something is sent."""
+        most = UNSENT
+        if self._window.queued >= self._window.limit // 2:
+            most = min(most, AHEAD + self.left)
+        return most - self.queued
 
     def granted(self, total: int) -> None:
         """The cache has granted so much in all.
@@ -59,7 +62,7 @@ class SendCredit:
         images, self._images = self._images, deque()
         for image in images:
             self._ready(image)
-        self._resume()
+        self._waiting.resume()
 
     def spend(self, cost: int) -> None:
         """Something is sent."""
@@ -73,7 +76,7 @@ class SendCredit:
     def sent(self, count: int) -> None:
         """So many do not wait any more."""
         self.queue(-count)
-        self._resume()
+        self._waiting.resume()
 
     def park(self, image: QueuedImage) -> None:
         """It goes on when there is more credit."""
@@ -81,16 +84,8 @@ class SendCredit:
 
     def wait(self, producer: IPushProducer) -> None:
         """Resume this producer when more may be queued."""
-        if producer not in self._producers:
-            self._producers.append(producer)
+        self._waiting.add(producer)
 
     def forget(self, producer: IPushProducer) -> None:
         """It does not wait any more."""
-        if producer in self._producers:
-            self._producers.remove(producer)
-
-    def _resume(self) -> None:
-        if self._producers and not self.full:
-            producers, self._producers = self._producers, deque()
-            for producer in producers:
-                producer.resumeProducing()
+        self._waiting.forget(producer)

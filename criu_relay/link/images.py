@@ -181,7 +181,7 @@ class OutgoingImage(QueuedImage):
         self.migration.check()
         if self._room is None:
             tail = self._frames[-1] if self._frames else None
-            if self.migration.credit.full:
+            if self.migration.credit.room <= 0:
                 if self._producer is not None:
                     self.migration.credit.wait(self._producer)
                 return None

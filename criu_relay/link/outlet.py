@@ -102,7 +102,7 @@ class LinkOutlet:
         @param rate: see L{Pace}.
         @param leave_out_zeros: pages of zeros are not sent.
         """
-        self.window = Window(arena, leave_out_zeros)
+        self.window = Window(arena, clock, leave_out_zeros)
         self.connection: LinkConnection | None = None
         self._sent = SentLog(self.window)
         self._machine: Machine[State, Event] = Machine("the link", TABLE, State.DOWN, lambda state: None)

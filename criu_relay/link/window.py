@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 
 from criu_relay.interfaces import IArena, IExtent
 from criu_relay.link.chunk import Chunk
+from criu_relay.link.waiting import Waiting
 
 
 class Window:
@@ -15,13 +14,15 @@ class Window:
 
     @ivar limit: bytes; a full window pauses its producers.
     @ivar leave_out_zeros: pages of zeros are not sent.
+    @ivar clock: of the reactor's turns.
     @ivar queued: bytes that wait to be sent.
     """
 
-    def __init__(self, arena: IArena, leave_out_zeros: bool = True) -> None:
+    def __init__(self, arena: IArena, clock: IReactorTime, leave_out_zeros: bool = True) -> None:
         self.leave_out_zeros = leave_out_zeros
+        self.clock = clock
         self._arena = arena
-        self._paused: deque[IPushProducer] = deque()
+        self._waiting = Waiting(clock, lambda: self.limit - self.used)
         self.queued = 0
 
     @property
@@ -49,21 +50,13 @@ class Window:
 
     def wait(self, producer: IPushProducer) -> None:
         """Resume this producer when there is room."""
-        if producer not in self._paused:
-            self._paused.append(producer)
+        self._waiting.add(producer)
 
     def forget(self, producer: IPushProducer) -> None:
         """It does not wait any more."""
-        if producer in self._paused:
-            self._paused.remove(producer)
+        self._waiting.forget(producer)
 
     def release(self, chunk: Chunk, shared: bool = False) -> None:
         """A chunk that is not needed any more; C{shared}: the kernel may still refer to its pages."""
         self._arena.free(chunk.extent, shared)
-        self._resume()
-
-    def _resume(self) -> None:
-        if self._paused and self.used < self.limit:
-            waiting, self._paused = self._paused, deque()
-            for producer in waiting:
-                producer.resumeProducing()
+        self._waiting.resume()

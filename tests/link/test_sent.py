@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 
 from criu_relay.errors import LinkLost, ProtocolError
 from criu_relay.flow.frames import MemfdRange, OutFrame
@@ -27,7 +28,7 @@ class Log:
 
     def __init__(self, limit: int = 4 * MIB) -> None:
         self.arena: Any = Arena(limit, keep=limit)
-        self.window = Window(self.arena)
+        self.window = Window(self.arena, Clock())
         self.log = SentLog(self.window)
         self.freed: list[bool] = []
         free = self.arena.free

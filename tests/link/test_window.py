@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twisted.internet.task import Clock
+
 from criu_relay.link.chunk import Chunk
 from criu_relay.link.window import Window
 from criu_relay.store.arena import Arena
@@ -17,7 +19,7 @@ def chunk(window: Window, size: int) -> Chunk:
 
 
 def window(limit: int = 4 * MIB) -> Window:
-    return Window(Arena(limit, keep=limit))
+    return Window(Arena(limit, keep=limit), Clock())
 
 
 def test_producers_wait_for_room() -> None:
