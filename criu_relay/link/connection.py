@@ -27,6 +27,9 @@ from criu_relay.machine import Machine
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Frame, Hello
 
+OF_THE_LINK = frozenset({"hello", "ping", "pong", "bye", "error"})
+"""Frames that say something of the link itself; an error may be of a migration."""
+
 GREETING_SECONDS = 10.0
 """A peer goes through TLS and says hello at once; one that does not holds a connection for no longer than this."""
 
@@ -208,6 +211,8 @@ class LinkConnection(TwistedProtocol):
     def frame_received(self, frame: Frame) -> wire.PayloadSink | None:
         """A header is complete."""
         kind = frame.WhichOneof("body")
+        if self.up and kind not in OF_THE_LINK:
+            return self._end.frame_received(self, frame)
         if self.machine.state is State.GREETING:
             if kind == "error":
                 raise LinkLost(f"the peer refuses the link: {frame.error.reason}")
@@ -215,19 +220,19 @@ class LinkConnection(TwistedProtocol):
                 raise ProtocolError(f"the peer's first frame is {kind}, not hello")
             self._greet(frame.hello)
         elif not self.up:
-            return None
+            pass
         elif kind == "ping":
             self.send(Frame(pong={"nonce": frame.ping.nonce}))
         elif kind == "pong":
             self._liveness.answered(frame.pong.nonce)
         elif kind == "bye":
             self._bye(f"the peer said bye: {frame.bye.reason}")
-        elif kind == "error" and not frame.error.HasField("migration"):
-            self._bye(f"the peer gives the link up: {frame.error.reason}")
         elif kind == "hello":
             raise ProtocolError("the peer said hello twice")
-        else:
+        elif frame.error.HasField("migration"):
             return self._end.frame_received(self, frame)
+        else:
+            self._bye(f"the peer gives the link up: {frame.error.reason}")
         return None
 
     # What the end does

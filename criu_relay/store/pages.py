@@ -78,16 +78,26 @@ class Pages:
 
         @param index: where they can be found.
         """
+        free = self._released(numbers)
+        if self.known:
+            known = free[self._indexed[free]]
+            index.remove(known)
+            self._indexed[known] = False
+            self.known -= len(known)
+        for first, count in runs(free):
+            self.arena.put(first, count, bool(self._passed[first : first + count].any()))
+
+    def _released(self, numbers: numpy.ndarray) -> numpy.ndarray:
+        """Take a reference off each of these; those that have none any more, ascending."""
+        if not self.duplicates:
+            free = numpy.sort(numbers)
+            self._references[free] = 0
+            return free
         unique, counts = numpy.unique(numbers, return_counts=True)
         self._references[unique] -= counts.astype(numpy.uint32)
         free = unique[self._references[unique] == 0]
         self.duplicates -= len(numbers) - len(free)
-        known = free[self._indexed[free]]
-        index.remove(known)
-        self._indexed[known] = False
-        self.known -= len(known)
-        for first, count in runs(free):
-            self.arena.put(first, count, bool(self._passed[first : first + count].any()))
+        return free
 
     def indexed(self, numbers: numpy.ndarray) -> None:
         """They can be found by their content."""
