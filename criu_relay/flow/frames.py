@@ -169,7 +169,7 @@ class _Writer:
 
 @implementer(IPullProducer)
 class SocketFrameWriter(_Writer):
-    """Sends frames on the socket of a Twisted transport, as its pull producer."""
+    """Sends frames on the socket of a Twisted transport: at once, and as its pull producer while that is full."""
 
     def __init__(
         self, clock: IReactorTime, transport: Any, source: FrameSource, failed: Callable[[OSError], None]
@@ -197,7 +197,7 @@ class SocketFrameWriter(_Writer):
 
     def _begin(self) -> None:
         self._soon = None
-        super().wake()
+        self._advance()
 
     def stop(self) -> None:
         """Send nothing more."""
@@ -207,7 +207,11 @@ class SocketFrameWriter(_Writer):
         super().stop()
 
     def resumeProducing(self) -> None:
-        """The socket has room: send at most L{BYTES_PER_TURN}."""
+        """The socket has room."""
+        self._advance()
+
+    def _advance(self) -> None:
+        """Send at most L{BYTES_PER_TURN}."""
         most = BYTES_PER_TURN
         try:
             while not self._stopped:
@@ -219,13 +223,17 @@ class SocketFrameWriter(_Writer):
                     break
                 most -= self._send(most)
         except BlockingIOError:
-            pass
+            if not self._registered:
+                super().wake()
+                return
         except OSError as error:
             self.stop()
             self._failed(error)
             return
-        if not self._stopped:
+        if self._registered:
             self._transport.startWriting()
+        elif not self._stopped:
+            self._soon = self._clock.callLater(0, self._begin)
 
     def _send(self, most: int) -> int:
         if self._head:

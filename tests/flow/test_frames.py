@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IPullProducer, IReadDescriptor
-from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
@@ -31,6 +30,7 @@ from criu_relay.flow.frames import (
 from criu_relay.flow.sockets import socket_of, tune
 from criu_relay.store.arena import Arena
 from tests.flow.support import MIB, FakeReactor, no_descriptor_left
+from tests.store.support import Turns
 from tests.support.polling import readable
 
 LARGE = COPIED_PAYLOAD + 4096
@@ -80,12 +80,12 @@ class Transport:
         self.handle = handle
         self.producer: Any = None
         self.wants = False
-        self.clock = Clock()
+        self.clock = Turns()
 
     def wake(self, writer: SocketFrameWriter) -> None:
         """The writer has something to send, and the reactor's turn is over."""
         writer.wake()
-        self.clock.advance(0)
+        self.clock.turn()
 
     def getHandle(self) -> Any:
         return self.handle
@@ -105,9 +105,10 @@ class Transport:
         self.wants = True
 
     def turn(self) -> bool:
-        """The reactor says that it is writable; False: nobody asked."""
+        """The reactor's next turn, in which the socket is writable; False: nobody waits for one."""
+        turned = self.clock.turn()
         if not self.wants:
-            return False
+            return turned
         self.wants = False
         if self.producer is not None:
             self.producer.resumeProducing()
@@ -253,7 +254,7 @@ def test_what_comes_in_one_turn_of_the_reactor_leaves_together(pair: Any, memory
         frames.frames.append(OutFrame(part))
         writer.wake()
     assert sends == []
-    transport.clock.advance(0)
+    transport.clock.turn()
     assert (sends, frames.drains) == ([len(b"imageextentend")], 1)
     writer.wake()
     writer.stop()
@@ -334,10 +335,12 @@ def test_a_turn_is_bounded(pair: Any, memory: Any, monkeypatch: pytest.MonkeyPat
     transport = Transport(pair[0])
     writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
     transport.wake(writer)
-    assert sum(counts) <= BYTES_PER_TURN
-    assert transport.wants
-    assert frames.drains == 0
+    for turn in (1, 2):
+        assert (turn - 1) * BYTES_PER_TURN < sum(counts) <= turn * BYTES_PER_TURN
+        assert (transport.producer, frames.drains) == (None, 0), "it goes on although the socket has room"
+        assert transport.turn()
     writer.stop()
+    assert transport.clock.getDelayedCalls() == []
 
 
 def test_small_frames_are_gathered(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
