@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy
 
 from criu_relay.flow.frames import MemfdRange
-from criu_relay.flow.zeros import rows, zero_rows
+from criu_relay.flow.zeros import rows, zero_rows, zeros_unlikely
 from criu_relay.interfaces import IExtent
 from criu_relay.wire import link as wire
 
@@ -111,6 +111,9 @@ class Chunk:
         if count < 1:
             return 0
         view, end = self.extent.view, begin + count * wire.PAGE
+        if zeros_unlikely(view[begin:end]):
+            self._looked = end
+            return 0
         empty = zero_rows(rows(view[begin:end]))
         kept = count - int(numpy.count_nonzero(empty))
         self._looked = begin + kept * wire.PAGE
