@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from criu_relay.notify import Notifier
+from criu_relay.residence import settle
 
 if TYPE_CHECKING:
     from criu_relay.daemon import Daemon
@@ -54,9 +54,7 @@ class Lifecycle(Service):
         self._notifier.stopping("stopped")
 
     def _running(self) -> None:
-        # Modules, classes and functions stay: a full collection that looks at them too takes tens of ms more.
-        gc.collect()
-        gc.freeze()
+        settle()
         for number, function in ((signal.SIGTERM, self.terminate), (signal.SIGHUP, self.reload)):
             signal.signal(number, self._handler(function))
         if self._notifier.wanted:
