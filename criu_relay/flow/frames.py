@@ -197,7 +197,7 @@ class SocketFrameWriter(_Writer):
 
     def _begin(self) -> None:
         self._soon = None
-        self._advance()
+        self.resumeProducing()
 
     def stop(self) -> None:
         """Send nothing more."""
@@ -207,11 +207,7 @@ class SocketFrameWriter(_Writer):
         super().stop()
 
     def resumeProducing(self) -> None:
-        """The socket has room."""
-        self._advance()
-
-    def _advance(self) -> None:
-        """Send at most L{BYTES_PER_TURN}."""
+        """The socket has room, or may have: send at most L{BYTES_PER_TURN}."""
         most = BYTES_PER_TURN
         try:
             while not self._stopped:
@@ -230,9 +226,11 @@ class SocketFrameWriter(_Writer):
             self.stop()
             self._failed(error)
             return
+        if self._stopped:
+            return
         if self._registered:
             self._transport.startWriting()
-        elif not self._stopped:
+        else:
             self._soon = self._clock.callLater(0, self._begin)
 
     def _send(self, most: int) -> int:

@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from criu_relay.errors import RelayError
 from criu_relay.flow.pipes import DEFAULT_PIPE, enlarge, readable_bytes
-from criu_relay.flow.ways import CRIU, Way, read, readv
+from criu_relay.flow.ways import CRIU, TAKEN, Way, read, readv
 from criu_relay.interfaces import IImageSink, IPassingSink
 
 BYTES_PER_TURN = 1 << 20
@@ -110,6 +110,7 @@ class DescriptorSource:
         in the meantime."""
         data = os.read(self._fd, PIECE)
         if data:
+            TAKEN.add(CRIU, read.__name__, len(data))
             self._sink.write(data)
         else:
             self._close()

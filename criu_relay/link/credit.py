@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from twisted.internet.interfaces import IPushProducer
-
 from criu_relay.errors import ProtocolError
 from criu_relay.link.waiting import Waiting
 from criu_relay.wire import link as wire
@@ -30,6 +28,7 @@ class SendCredit:
 
     @ivar left: what may be sent.
     @ivar queued: bytes in the window that are not sent yet.
+    @ivar waiting: producers that wait until more may be queued.
     """
 
     def __init__(self, window: Window, ready: Callable[[QueuedImage], None]) -> None:
@@ -40,7 +39,7 @@ class SendCredit:
         self._granted = 0
         self._ready = ready
         self._images: deque[QueuedImage] = deque()
-        self._waiting = Waiting(window.clock, lambda: self.room)
+        self.waiting = Waiting(window.clock, lambda: self.room)
 
     @property
     def room(self) -> int:
@@ -62,7 +61,7 @@ class SendCredit:
         images, self._images = self._images, deque()
         for image in images:
             self._ready(image)
-        self._waiting.resume()
+        self.waiting.resume()
 
     def spend(self, cost: int) -> None:
         """Something is sent."""
@@ -76,16 +75,8 @@ class SendCredit:
     def sent(self, count: int) -> None:
         """So many do not wait any more."""
         self.queue(-count)
-        self._waiting.resume()
+        self.waiting.resume()
 
     def park(self, image: QueuedImage) -> None:
         """It goes on when there is more credit."""
         self._images.append(image)
-
-    def wait(self, producer: IPushProducer) -> None:
-        """Resume this producer when more may be queued."""
-        self._waiting.add(producer)
-
-    def forget(self, producer: IPushProducer) -> None:
-        """It does not wait any more."""
-        self._waiting.forget(producer)

@@ -84,8 +84,8 @@ class QueuedImage:
     def unregisterProducer(self) -> None:
         """See L{IImageSink}."""
         if self._producer is not None:
-            self.migration.window.forget(self._producer)
-            self.migration.credit.forget(self._producer)
+            self.migration.window.waiting.forget(self._producer)
+            self.migration.credit.waiting.forget(self._producer)
             self._producer = None
 
     def stop(self) -> None:
@@ -183,7 +183,7 @@ class OutgoingImage(QueuedImage):
             tail = self._frames[-1] if self._frames else None
             if self.migration.credit.room <= 0:
                 if self._producer is not None:
-                    self.migration.credit.wait(self._producer)
+                    self.migration.credit.waiting.add(self._producer)
                 return None
             if isinstance(tail, Chunk) and tail.room >= min(size, FRAGMENT):
                 self._room = tail
@@ -192,7 +192,7 @@ class OutgoingImage(QueuedImage):
                 extent = self.migration.window.allocate(self._step)
                 if extent is None:
                     if self._producer is not None:
-                        self.migration.window.wait(self._producer)
+                        self.migration.window.waiting.add(self._producer)
                     return None
                 self._room = Chunk(extent, self.size)
         chunk = self._room
@@ -276,7 +276,7 @@ class PassedImage(QueuedImage):
         self.queue(self._offered)
 
     def reserve(self, size: int) -> Room | None:
-        """Room to be copied out of: for sockets, and for the end of a pipe."""
+        """Room to be copied out of: for sockets."""
         self.migration.check()
         view = memoryview(bytearray(min(size, wire.MAX_PAYLOAD)))
         self._copied = view
@@ -284,13 +284,13 @@ class PassedImage(QueuedImage):
 
     def written(self, count: int) -> None:
         """See L{IImageSink.written}."""
-        if self._producer is not None:
-            self._producer.pauseProducing()
         self.write(self._copied[:count])
 
     def write(self, data: Any) -> None:
         """See L{IConsumer.write}."""
         self.migration.check()
+        if self._producer is not None and data:
+            self._producer.pauseProducing()
         self.size += len(data)
         for start in range(0, len(data), wire.MAX_PAYLOAD):
             self.queue(bytes(data[start : start + wire.MAX_PAYLOAD]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from criu_relay.interfaces import IArena, IExtent
 from criu_relay.link.chunk import Chunk
@@ -16,13 +16,14 @@ class Window:
     @ivar leave_out_zeros: pages of zeros are not sent.
     @ivar clock: of the reactor's turns.
     @ivar queued: bytes that wait to be sent.
+    @ivar waiting: producers that wait for room.
     """
 
     def __init__(self, arena: IArena, clock: IReactorTime, leave_out_zeros: bool = True) -> None:
         self.leave_out_zeros = leave_out_zeros
         self.clock = clock
         self._arena = arena
-        self._waiting = Waiting(clock, lambda: self.limit - self.used)
+        self.waiting = Waiting(clock, lambda: self.limit - self.used)
         self.queued = 0
 
     @property
@@ -48,15 +49,7 @@ class Window:
         """An extent for bytes that are here already; at most twice the limit."""
         return self._arena.force(size)
 
-    def wait(self, producer: IPushProducer) -> None:
-        """Resume this producer when there is room."""
-        self._waiting.add(producer)
-
-    def forget(self, producer: IPushProducer) -> None:
-        """It does not wait any more."""
-        self._waiting.forget(producer)
-
     def release(self, chunk: Chunk, shared: bool = False) -> None:
         """A chunk that is not needed any more; C{shared}: the kernel may still refer to its pages."""
         self._arena.free(chunk.extent, shared)
-        self._waiting.resume()
+        self.waiting.resume()

@@ -24,7 +24,7 @@ SMALLEST = 4096
 
 LARGEST = 4 << 20
 """Four of the largest payloads of a frame: what is done once for each extent costs a large image a quarter of what it
-would with extents of one. Measured: the cache takes 2.6 GB/s in place of 2.1."""
+would with extents of one."""
 
 FACTOR = 4
 """Each class is four of the one before: an image wastes at most three quarters of its last extent."""
@@ -110,6 +110,7 @@ class Arena:
         self._region_size = min(REGION, max(LARGEST, -(-limit // LARGEST) * LARGEST))
         self._regions: list[Region] = []
         self._fresh = 0
+        self._warming: tuple[int, int] | None = None  # the first page of a place that is being warmed, and how many are
         self._free: dict[Heat, dict[int, dict[int, None]]] = {heat: {size: {} for size in CLASSES} for heat in Heat}
 
     @property
@@ -142,6 +143,7 @@ class Arena:
 
     def note(self, count: int) -> None:
         """Bytes that were reserved are bookkeeping now."""
+        self._warmed()
         self.reserved -= count
         self.noted += count
         self._squeeze()
@@ -157,6 +159,7 @@ class Arena:
 
         @param wanted: where it begins if that L{adjoins}.
         """
+        self._warmed()
         self.reserved -= size
         self.allocated += size
         number = self._take(size, wanted)
@@ -281,11 +284,20 @@ class Arena:
         while LARGEST * (len(warm) + 1) <= self.keep and self.used + self.recycled + LARGEST <= self.limit:
             if most <= 0:
                 return True
-            number = self._coldest()
-            numpy.frombuffer(self.view(number, LARGEST // SMALLEST), numpy.uint8)[::SMALLEST] = 0
-            self._put(LARGEST, number, Heat.WARM)
-            most -= LARGEST
+            number, touched = self._warming or (self._coldest(), 0)
+            count = min(-(-most // SMALLEST), LARGEST // SMALLEST - touched)
+            numpy.frombuffer(self.view(number + touched, count), numpy.uint8)[::SMALLEST] = 0
+            self._warming = number, touched + count
+            most -= count * SMALLEST
+            if touched + count == LARGEST // SMALLEST:
+                self._warmed()
         return False
+
+    def _warmed(self) -> None:
+        """What was being warmed is free like the rest: at most all of it has pages."""
+        if self._warming is not None:
+            (number, _), self._warming = self._warming, None
+            self._put(LARGEST, number, Heat.WARM)
 
     def _coldest(self) -> int:
         cold = self._free[Heat.COLD][LARGEST]

@@ -12,8 +12,9 @@ from criu_relay.flow.zeros import PAGE
 from criu_relay.store.arena import LARGEST
 from criu_relay.store.pages import PageIndex, Pages
 
-PAGES_PER_TURN = 1024
-"""A page that was found by its content, or that has no neighbours, costs about 4 us to give back: under 5 ms a turn."""
+PAGES_PER_TURN = LARGEST // PAGE
+"""Those of the largest extent. A page that was found by its content, or that has no neighbours, costs about 4 us to
+give back: under 5 ms a turn."""
 
 TRIM_PER_TURN = LARGEST
 """PUNCH_HOLE takes about 1 ms for 4 MiB."""
@@ -69,7 +70,7 @@ class Reclaimer:
         numbers, index = self._queue.popleft()
         if len(numbers) > PAGES_PER_TURN:
             # Up to where an extent ends, if they lie together: less than a whole one is split, and merged again.
-            count = PAGES_PER_TURN - int(numbers[PAGES_PER_TURN]) % (LARGEST // PAGE) or PAGES_PER_TURN
+            count = PAGES_PER_TURN - int(numbers[PAGES_PER_TURN]) % PAGES_PER_TURN
             self._queue.appendleft((numbers[count:], index))
             numbers = numbers[:count]
         self._pages.drop(numbers, index)

@@ -153,7 +153,7 @@ def test_another_session_frees_everything_and_never_reuses_the_pages() -> None:
     before = made.log.session
     made.extent(b"a")
     made.extent(b"b")
-    made.window.wait(producer)
+    made.window.waiting.add(producer)
     made.log.begin()
     assert made.freed == [True, True]
     assert made.window.used == 0

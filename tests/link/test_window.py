@@ -28,10 +28,10 @@ def test_producers_wait_for_room() -> None:
     only = chunk(made, MIB)
     assert made.allocate(1) is None
     for _ in range(3):
-        made.wait(producer)
-    made.wait(other)
-    made.forget(other)
-    made.forget(other)
+        made.waiting.add(producer)
+    made.waiting.add(other)
+    made.waiting.forget(other)
+    made.waiting.forget(other)
     made.release(only)
     assert producer.calls == ["resume"]
     assert other.calls == []
@@ -46,10 +46,10 @@ def test_one_that_waits_again_while_it_is_resumed() -> None:
     class Greedy(Producer):
         def resumeProducing(self) -> None:
             calls.append(1)
-            made.wait(self)
+            made.waiting.add(self)
 
     only = chunk(made, MIB)
-    made.wait(Greedy())
+    made.waiting.add(Greedy())
     made.release(only)
     assert calls == [1]
 
@@ -58,7 +58,7 @@ def test_nobody_is_resumed_without_room() -> None:
     made = window(MIB)
     producer = Producer()
     forced = made.force(MIB)
-    made.wait(producer)
+    made.waiting.add(producer)
     made.release(Chunk(made.force(MIB), 0))
     assert producer.calls == [], "the budget is still used up"
     made.release(Chunk(forced, 0))

@@ -10,7 +10,7 @@ import pytest
 
 from criu_relay.interfaces import IGrowing, Mode
 from criu_relay.store.arena import LARGEST, Arena
-from criu_relay.store.idle import LOOK_SECONDS, PAUSE_SECONDS, Idle
+from criu_relay.store.idle import BYTES_PER_TURN, LOOK_SECONDS, PAUSE_SECONDS, Idle
 from criu_relay.store.opened import read_bytes
 from criu_relay.store.policy import Dedup
 from criu_relay.wire.link import ENTRY, PAGE, extent_cost
@@ -47,6 +47,38 @@ def test_memory_gets_its_pages_up_to_what_is_kept(arena: Arena) -> None:
         arena.free(extent)
 
 
+def test_a_large_place_is_warmed_over_some_turns(arena: Arena) -> None:
+    """What is taken before all of it is warm goes on as if it were."""
+    for part in (1, 2, 3):
+        assert arena.warm(MIB) is True
+        assert (arena.recycled, resident(arena)) == (0, part * MIB)
+    assert arena.warm(MIB) is True
+    assert (arena.recycled, resident(arena)) == (LARGEST, LARGEST)
+    assert arena.warm(MIB) is True
+    assert resident(arena) == LARGEST + MIB
+    extents = [arena.allocate(LARGEST) for _ in range(16)]
+    assert None not in extents
+    assert (arena.used, arena.recycled) == (arena.limit, 0)
+    assert len(arena._regions) == 1, "the place that was begun is one of them"
+    for extent in extents:
+        assert extent is not None
+        arena.free(extent)
+
+
+@pytest.mark.parametrize("then", ["note", "reserve"])
+def test_what_is_being_warmed_counts_against_the_budget(then: str) -> None:
+    arena = Arena(2 * LARGEST, keep=2 * LARGEST)
+    assert arena.warm(LARGEST + MIB) is True
+    assert arena.reserve(2 * LARGEST)
+    if then == "note":
+        arena.note(2 * LARGEST)
+        assert resident(arena) == 0
+    else:
+        assert arena.warm(MIB) is False
+        arena.unreserve(2 * LARGEST)
+    arena.close()
+
+
 def test_the_budget_is_not_passed() -> None:
     arena = Arena(3 * LARGEST, keep=3 * LARGEST)
     extent = arena.allocate(LARGEST)
@@ -75,9 +107,9 @@ def test_it_works_a_little_at_a_time_and_not_while_images_come() -> None:
     idle = Idle(bench.clock, bench.store.memory)
     idle.startService()
     arena = bench.arena
-    assert arena.recycled == LARGEST
-    bench.clock.advance(PAUSE_SECONDS)
-    assert arena.recycled == 2 * LARGEST
+    assert (arena.recycled, resident(arena)) == (0, BYTES_PER_TURN)
+    bench.clock.pump([PAUSE_SECONDS] * (2 * LARGEST // BYTES_PER_TURN - 1))
+    assert (arena.recycled, resident(arena)) == (2 * LARGEST, 2 * LARGEST)
     data = Random(1).randbytes(LARGEST)
     migration = bench.begin()
     for number in (1, 2):
