@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
@@ -116,9 +115,12 @@ class LocalConnection(Protocol):
         transport: Any = self.transport
         sent = 0
         if not self._behind:
-            with contextlib.suppress(OSError):
+            try:
                 sent = transport.getHandle().send(data)
-            self._behind = sent < len(data)
+            except OSError:
+                self._behind = True
+            else:
+                self._behind = sent < len(data)
         if self._behind:
             transport.write(data[sent:])
 

@@ -177,8 +177,9 @@ class ImagesConnection(LocalConnection):
         match event:
             case wire.ImageOpened(mode=wire.OpenMode.READ):
                 self._begin(event)
-                asked = maybeDeferred(self.read, event).addErrback(self._missing, event.name)
-                self._pending = asked.addCallback(self._answer_image, event).addErrback(self._unanswered)
+                asked = maybeDeferred(self.read, event)
+                asked.addCallbacks(self._answer_image, self._missing, (event,), errbackArgs=(event.name,))
+                self._pending = asked.addErrback(self._unanswered)
             case wire.ImageOpened(snapshot_id=""):
                 self._begin(event)
                 data = b"".join(more.data for more in following if isinstance(more, wire.Data))
@@ -200,8 +201,9 @@ class ImagesConnection(LocalConnection):
                 self._labels.feed(data)
             case wire.SnapshotListWanted():
                 self._begin(None)
-                wanted = maybeDeferred(self.list_wanted).addErrback(self._missing, "the list of snapshots")
-                self._pending = wanted.addCallback(self._answer_list).addErrback(self._unanswered)
+                wanted = maybeDeferred(self.list_wanted)
+                wanted.addCallbacks(self._answer_list, self._missing, errbackArgs=("the list of snapshots",))
+                self._pending = wanted.addErrback(self._unanswered)
             case wire.Finished(restore):
                 self._begin(None)
                 self.finish(restore)
@@ -257,7 +259,7 @@ class ImagesConnection(LocalConnection):
             os.write(descriptor, self._reader.answer(True))
             self._servings.start(request.name, self.who, opened, descriptor)
 
-    def _answer_list(self, labels: list[str] | None) -> None:
+    def _answer_list(self, labels: list[str]) -> None:
         self._reply(self._reader.answer(True) + wire.encode_snapshots(labels) if labels else self._reader.answer(False))
 
     def _missing(self, failure: Failure, what: str) -> None:
@@ -265,6 +267,7 @@ class ImagesConnection(LocalConnection):
         failure.trap(RelayError)
         reason = failure.getErrorMessage()
         self._log.warn("{what} is answered as missing to {who}: {reason}", what=what, who=self.who, reason=reason)
+        self._reply(self._reader.answer(False))
 
     def _unanswered(self, failure: Failure) -> None:
         """Cancelled as the client left, or a defect of ours."""

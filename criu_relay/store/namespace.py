@@ -38,6 +38,7 @@ class Waiter:
     """Somebody who waits for a generation to be decided.
 
     @ivar generation: which; None: the next that begins.
+    @ivar patient: it never takes too long.
     """
 
     fired: Deferred[Generation | None]
@@ -45,18 +46,12 @@ class Waiter:
     image: str
     pid: int
     since: float
-    timer: IDelayedCall | None = None
+    patient: bool
 
     def answer(self, generation: Generation | None) -> None:
         """It waits no longer."""
-        self.stop()
         if not self.fired.called:
             self.fired.callback(generation)
-
-    def stop(self) -> None:
-        """Its time does not run out any more."""
-        if self.timer is not None and self.timer.active():
-            self.timer.cancel()
 
 
 @implementer(IRestores)
@@ -90,6 +85,7 @@ class Namespace:
         self._reactor = reactor
         self._clock = clock
         self._patience = patience
+        self._timer: IDelayedCall | None = None
 
     @property
     def forgettable(self) -> bool:
@@ -130,6 +126,7 @@ class Namespace:
         self.copy = copied
         if len(waiting) > WOKEN_PER_TURN:
             self._clock.callLater(0, self._wake, generation)
+        self._watch()
 
     def servable(self) -> Generation | None:
         """The generation that a restore which begins now is pinned to; None: it has to wait for the next.
@@ -147,33 +144,50 @@ class Namespace:
         """Fires with the generation when it is decided (at once if it is), or None when that takes too long.
 
         @param generation: None: the next that begins.
-        @param patient: it never takes too long.
+        @param patient: see L{Waiter}.
         """
         if generation is not None and generation.decided:
             settled: Deferred[Generation | None] = Deferred()
             settled.callback(generation)
             return settled
         fired: Deferred[Generation | None] = Deferred(lambda _: self._forget(waiter))
-        waiter = Waiter(fired, generation, image, peer.pid if peer else 0, self._clock.seconds())
+        waiter = Waiter(fired, generation, image, peer.pid if peer else 0, self._clock.seconds(), patient)
         self.waiters.append(waiter)
         if len(self.waiters) > WAITING_OPENERS:
             self._give_up(self.waiters[0])
-        if not patient:
-            waiter.timer = self._clock.callLater(self._patience, self._give_up, waiter)
+        self._watch()
         return fired
 
     def asked(self, generation: Generation) -> None:
         """A restore asks for something of it."""
         generation.asked_at = self._clock.seconds()
 
+    def _watch(self) -> None:
+        """Have one timer while anybody waits whose time can run out: a thousand may wait, and be woken at once."""
+        if self._timer is None:
+            first = next((waiter for waiter in self.waiters if not waiter.patient), None)
+            if first is not None:
+                left = first.since + self._patience - self._clock.seconds()
+                self._timer = self._clock.callLater(max(left, 0), self._run_out)
+        elif not self.waiters:
+            self._timer.cancel()
+            self._timer = None
+
+    def _run_out(self) -> None:
+        self._timer = None
+        began = self._clock.seconds() - self._patience
+        for waiter in [waiter for waiter in self.waiters if not waiter.patient and waiter.since <= began]:
+            self._give_up(waiter)
+        self._watch()
+
     def _give_up(self, waiter: Waiter) -> None:
         self._forget(waiter)
         waiter.answer(None)
 
     def _forget(self, waiter: Waiter) -> None:
-        waiter.stop()
         if waiter in self.waiters:
             self.waiters.remove(waiter)
+        self._watch()
 
 
 @implementer(IRestore)
@@ -188,13 +202,14 @@ class Restore:
         self._served = False
 
     def _generation(self, image: str) -> Deferred[Generation | None]:
-        """Fires with the generation if it is committed; None: it will not be."""
+        """Fires with the generation when it is decided; what it is good for says L{_committed}."""
         if self._pinned is None:
             self._pinned = self._namespace.servable()
-        return self._namespace.wait(self._pinned, image, self._peer).addCallback(self._decided)
+        return self._namespace.wait(self._pinned, image, self._peer)
 
-    def _decided(self, generation: Generation | None) -> Generation | None:
-        """
+    def _committed(self, generation: Generation | None) -> Generation | None:
+        """The generation if it is committed; None: it will not be.
+
         @raise Conflict: it was committed, and is gone: its images must not look as if they had never been.
         """
         self._pinned = self._pinned or generation
@@ -210,11 +225,16 @@ class Restore:
         return None
 
     def _find(self, generation: Generation | None, snapshot: str | None, name: str) -> IOpenedImage | None:
-        image = generation.find(snapshot, name) if generation else None
+        committed = self._committed(generation)
+        image = committed.find(snapshot, name) if committed else None
         if image is None or image.dropped:
             return None
         release = self._namespace.release and image.size >= RELEASED_FROM
         return OpenedImage(self._reactor, image, self._namespace.served, release, self._namespace.copy)
+
+    def _labels(self, generation: Generation | None) -> list[str]:
+        committed = self._committed(generation)
+        return committed.labels() if committed else []
 
     def open(self, snapshot: str | None, name: str) -> Deferred[IOpenedImage | None]:
         """See L{IRestore.open}."""
@@ -222,7 +242,7 @@ class Restore:
 
     def snapshots(self) -> Deferred[list[str]]:
         """See L{IRestore.snapshots}."""
-        return self._generation("parent").addCallback(lambda generation: generation.labels() if generation else [])
+        return self._generation("parent").addCallback(self._labels)
 
     def _claim(self, generation: Generation) -> None:
         """With --release bytes are there for one restore only.

@@ -114,6 +114,34 @@ def test_patience_ends(bench: Bench, web: Namespace) -> None:
     assert content(outcome(restore.open(None, NAME))) == b"abc"
 
 
+def test_the_patience_of_each_ends_at_its_own_time(bench: Bench, web: Namespace) -> None:
+    waiting = outcome(web.wait(None, "", None, patient=True))
+    opens = []
+    for _ in range(4):
+        opens.append(web.begin(None).open(None, NAME))
+        bench.clock.advance(PATIENCE / 4)
+    results = [outcome(one) for one in opens]
+    assert results == [[None], [], [], []]
+    opens[1].cancel()
+    bench.clock.advance(PATIENCE / 4)
+    assert results[2:] == [[], []], "it left before its time was over"
+    bench.clock.advance(PATIENCE / 4)
+    assert results[2:] == [[None], []]
+    web.begin(None).open(None, NAME)
+    bench.clock.advance(PATIENCE / 4)
+    assert results[3] == [None] and waiting == [] and len(web.waiters) == 2
+    bench.clock.advance(PATIENCE)
+    assert len(web.waiters) == 1 and bench.clock.getDelayedCalls() == []
+
+
+def test_nothing_is_left_when_all_have_left(bench: Bench, web: Namespace) -> None:
+    opens = [web.begin(None).open(None, NAME) for _ in range(3)]
+    for one in opens:
+        one.addErrback(lambda failure: None)
+        one.cancel()
+    assert web.waiters == [] and bench.clock.getDelayedCalls() == []
+
+
 def test_those_who_wait_for_a_decision_are_patient(bench: Bench, web: Namespace) -> None:
     waiting = outcome(web.wait(None, "", None, patient=True))
     bench.clock.advance(100 * PATIENCE)
