@@ -76,3 +76,19 @@ def test_who_takes_room_while_he_is_resumed() -> None:
     while made.clock.getDelayedCalls():
         made.turn()
     assert made.resumed == [1, 1, 1, 1]
+
+
+def test_nobody_is_tried_again_and_again_while_there_is_too_little_room() -> None:
+    """A producer may want more at a time than there is."""
+    made = Room(4)
+    assert made.gives(DEFAULT_PIPE) == [1, 0, 0, 0]
+    made.waiting.add(made.producers[0])
+    for _ in range(3):
+        assert made.turn() == [1, 0, 0, 0]
+    assert made.gives(DEFAULT_PIPE) == [1, 1, 0, 0]
+    made.waiting.add(made.producers[1])
+    assert made.gives(DEFAULT_PIPE) == [1, 1, 0, 0], "the next turn has come to nobody yet"
+    assert made.turn() == [1, 1, 1, 0], "what came since is for the next of them"
+    while made.clock.getDelayedCalls():
+        made.turn()
+    assert made.resumed == [2, 2, 1, 1]
