@@ -17,6 +17,9 @@ Figures = dict[str, int]
 SHARED = "shared"
 """Bytes of pages that another image, or an earlier page, is counted as holding."""
 
+_NAMES = (*(kind.name.lower() for kind in Kind), SHARED)
+_NONE = [0] * len(Kind)
+
 
 class Accounts:
     """All figures at one moment: each page of the arena is held by the first that has it, and shared by the others.
@@ -27,11 +30,12 @@ class Accounts:
 
     def __init__(self, memory: Memory, generations: Iterable[Generation]) -> None:
         """@param generations: oldest first."""
-        self._memory = memory
+        self._pages = memory.pages
         self._seen = memory.pages.seen()
+        self._held = 0
         self.of: dict[Generation, Figures] = {one: self._of(one) for one in generations}
         arena = memory.arena
-        images = int(numpy.count_nonzero(self._seen)) * PAGE
+        images = self._held * PAGE
         self.memory: Figures = {
             "used": arena.used,
             "limit": arena.limit,
@@ -43,30 +47,24 @@ class Accounts:
         }
 
     def _of(self, generation: Generation) -> Figures:
-        found = dict.fromkeys([*(kind.name.lower() for kind in Kind), SHARED], 0)
-        for image in generation.images():
-            self._add(image, found)
-        rest = generation.total - sum(found.values())
+        images = [image for image in generation.images() if len(image.table)]
+        pages = [sum(counts) for counts in zip(*(image.table.pages for image in images), strict=True)] or _NONE
+        first = self._first(images) if self._pages.duplicates else pages[Kind.HELD]
+        self._held += first
+        sizes = [count * PAGE for count in (*pages, pages[Kind.HELD] - first)]
+        sizes[Kind.HELD] = first * PAGE
+        for image in images:
+            if image.size % PAGE:
+                sizes[image.table.last] -= PAGE - image.size % PAGE
+        found = dict(zip(_NAMES, sizes, strict=True))
+        rest = generation.total - sum(sizes)
         found["released" if generation.state is State.RESTORED else "discarded"] += rest
         return found
 
-    def _add(self, image: Image, found: Figures) -> None:
-        table = image.table
-        for kind in Kind:
-            found[kind.name.lower()] += table.pages[kind] * PAGE
-        if table.pages[Kind.HELD]:
-            shared = (table.pages[Kind.HELD] - self._first(image)) * PAGE
-            found["held"] -= shared
-            found[SHARED] += shared
-        if image.size % PAGE:
-            found[table.at(len(table) - 1)[0].name.lower()] -= PAGE - image.size % PAGE
-
-    def _first(self, image: Image) -> int:
-        """How many of its pages nobody has been counted as holding before."""
-        held = numbers(image.table.slice(0, len(image.table)), Kind.HELD)
-        if not self._memory.pages.duplicates:
-            self._seen[held] = True
-            return len(held)
+    def _first(self, images: Iterable[Image]) -> int:
+        """How many of their pages nobody has been counted as holding before."""
+        tables = [image.table.slice(0, len(image.table)) for image in images]
+        held = numbers(numpy.concatenate(tables), Kind.HELD) if tables else numpy.zeros(0, numpy.int64)
         new = numpy.unique(held[~self._seen[held]])
         self._seen[new] = True
         return len(new)

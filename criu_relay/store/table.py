@@ -92,6 +92,11 @@ class PageTable:
         found = self._entries[index]
         return Kind(found >> _SHIFT), found & (1 << _SHIFT) - 1
 
+    @property
+    def last(self) -> int:
+        """The L{Kind} of the last page, of which there is one."""
+        return self._entries[-1] >> _SHIFT
+
     def run(self, index: int) -> tuple[Kind, int, int]:
         """How the pages from `index` on go on: kind, number of the first, and how many, which lie together."""
         kind, number = self.at(index)
