@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar
 
@@ -31,8 +30,17 @@ from criu_relay.settings import Settings, Tls
 from criu_relay.wire import link as wire
 from criu_relay.wire.link_pb2 import Hello
 
-FAILED = 1
-"""Exit status of a daemon that could not start."""
+
+class CannotStart(SystemExit, Exception):
+    """Ends the process with status 1; the log has said why.
+
+    twistd tells whoever started a daemon in the background of an Exception only, and removes the pid file then; with
+    any other he waits for ever.
+    """
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line)
+        self.code = 1
 
 
 class Daemon(MultiService):
@@ -156,7 +164,7 @@ class Daemon(MultiService):
     def startService(self) -> None:
         """Start every part.
 
-        @raise SystemExit: a socket cannot be bound; one line says why.
+        @raise CannotStart: a socket cannot be bound; one line in the log says why.
         """
         failures: list[Failure] = []
         Deferred.fromCoroutine(self._start()).addErrback(failures.append)
@@ -166,8 +174,7 @@ class Daemon(MultiService):
             if not isinstance(failure.value, RelayError):
                 failure.raiseException()
             self.log.critical("cannot start: {reason}", reason=failure.value.line)
-            sys.stderr.write(f"criu-relay-{self.control.role}: {failure.value.line}\n")
-            raise SystemExit(FAILED)
+            raise CannotStart(failure.value.line)
         super().startService()
 
     def _close_sockets(self) -> list[Any]:
