@@ -157,18 +157,21 @@ class Arena:
     def take(self, size: int, wanted: int = -1) -> int:
         """An extent of a class out of what was reserved; the number of its first page.
 
-        @param wanted: where it begins if that L{adjoins}.
+        @param wanted: where it begins, if that L{adjoins}; nothing happens in between.
         """
         self._warmed()
+        number = self._take(size, wanted)
+        if wanted not in (-1, number):
+            raise RuntimeError(f"page {number} is free, not {wanted}")
         self.reserved -= size
         self.allocated += size
-        number = self._take(size, wanted)
         self._squeeze()
         return number
 
     def adjoins(self, number: int) -> bool:
         """An extent of the largest class can begin at this page, in the memfd of the page before it, and no free memory
         is better."""
+        self._warmed()
         if not number * SMALLEST % self._region_size:
             return False
         for free in self._free.values():

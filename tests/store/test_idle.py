@@ -17,6 +17,7 @@ from criu_relay.wire.link import ENTRY, PAGE, extent_cost
 from tests.store.support import ALICE, Bench, digest
 
 MIB = 1 << 20
+PAGES = LARGEST // PAGE
 
 
 @pytest.fixture
@@ -77,6 +78,57 @@ def test_what_is_being_warmed_counts_against_the_budget(then: str) -> None:
         assert arena.warm(MIB) is False
         arena.unreserve(2 * LARGEST)
     arena.close()
+
+
+def test_what_adjoins_is_taken_also_while_another_place_is_warmed(arena: Arena) -> None:
+    assert arena.reserve(8 * LARGEST)
+    numbers = [arena.take(LARGEST) for _ in range(8)]
+    for number in numbers:
+        arena.put(number, PAGES, True)
+    while arena.trim(LARGEST):
+        pass
+    assert arena.warm(MIB) is True
+    found = [number for number in numbers if arena.adjoins(number)]
+    assert len(found) <= 1, "what is warm is better"
+    for number in found:
+        assert arena.reserve(LARGEST)
+        assert arena.take(LARGEST, number) == number
+
+
+def test_nobody_writes_into_pages_that_are_free(arena: Arena) -> None:
+    """Whoever was told that a place is his and gets another one does not go on."""
+    assert arena.reserve(2 * LARGEST)
+    first = arena.take(LARGEST)
+    with pytest.raises(RuntimeError, match="is free, not"):
+        arena.take(LARGEST, first + 2 * PAGES)
+
+
+@pytest.mark.parametrize("pause", [2, 3, 4, 5])
+def test_an_image_that_goes_on_while_memory_is_warmed(pause: int) -> None:
+    """Its pages are its own, whoever comes next."""
+    bench = Bench(64 * LARGEST)
+    idle = Idle(bench.clock, bench.store.memory)
+    idle.startService()
+    numbers = [bench.arena.allocate(LARGEST) for _ in range(17)]
+    for extent in reversed(numbers):
+        assert extent is not None
+        bench.arena.free(extent, shared=True)
+    while bench.arena.trim(LARGEST):
+        pass
+    data = Random(1).randbytes(18 * MIB)
+    migration = bench.begin()
+    bench.write(migration, data[: 7 * MIB], end=False)
+    bench.more(migration, data[7 * MIB : 8 * MIB + 200 * PAGE])
+    bench.clock.advance(LOOK_SECONDS)
+    bench.clock.advance(LOOK_SECONDS)
+    bench.clock.pump([PAUSE_SECONDS] * (pause - 2))
+    bench.more(migration, data[8 * MIB + 200 * PAGE :])
+    bench.store.end_image(ALICE, migration, 1, len(data), digest(data))
+    other = bench.begin("other")
+    bench.write(other, Random(2).randbytes(100 * MIB))
+    image = bench.generation(migration).image(1)
+    assert all(read_bytes(image, at, MIB) == data[at : at + MIB] for at in range(0, len(data), MIB))
+    idle.stopService()
 
 
 def test_the_budget_is_not_passed() -> None:
