@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from criu_relay.flow.pipes import readable_bytes
@@ -171,9 +172,12 @@ class _Writer:
 class SocketFrameWriter(_Writer):
     """Sends frames on the socket of a Twisted transport: at once, and as its pull producer while that is full."""
 
+    _log = Logger()
+
     def __init__(
-        self, clock: IReactorTime, transport: Any, source: FrameSource, failed: Callable[[OSError], None]
+        self, clock: IReactorTime, transport: Any, source: FrameSource, failed: Callable[[Exception], None]
     ) -> None:
+        """@param failed: called once, with why nothing more can be sent."""
         super().__init__(transport, source)
         self._clock = clock
         self._soon: IDelayedCall | None = None
@@ -223,15 +227,22 @@ class SocketFrameWriter(_Writer):
                 super().wake()
                 return
         except OSError as error:
-            self.stop()
-            self._failed(error)
+            self._fail(error)
+            return
+        except Exception as error:  # a defect: a frame that was taken is lost, so this link cannot go on
+            self._log.failure("no frame can be made")
+            self._fail(error)
             return
         if self._stopped:
             return
         if self._registered:
             self._transport.startWriting()
-        else:
+        elif self._soon is None:
             self._soon = self._clock.callLater(0, self._begin)
+
+    def _fail(self, error: Exception) -> None:
+        self.stop()
+        self._failed(error)
 
     def _send(self, most: int) -> int:
         if self._head:

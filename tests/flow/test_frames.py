@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IPullProducer, IReadDescriptor
 from twisted.internet.testing import StringTransport
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from criu_relay.flow import frames as module
@@ -302,7 +303,7 @@ def test_eagain_at_every_call(pair: Any, memory: Any, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("at", range(4))
 def test_an_error_is_told_once(pair: Any, memory: Any, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    errors: list[OSError] = []
+    errors: list[Exception] = []
     frames = Frames([OutFrame(b"one", memory(b"1" * LARGE)), OutFrame(b"two", memory(b"2" * LARGE))])
     steps: list[Any] = [1 << 30] * 4
     steps[at] = OSError(errno.EPIPE, "gone")
@@ -316,11 +317,57 @@ def test_an_error_is_told_once(pair: Any, memory: Any, at: int, monkeypatch: pyt
     transport.wake(writer)
     while transport.turn():
         pass
-    assert [error.errno for error in errors] == [errno.EPIPE]
+    assert [error.errno for error in errors if isinstance(error, OSError)] == [errno.EPIPE]
     assert transport.producer is None
     assert frames.drains == 0
     transport.wake(writer)
     assert transport.producer is None
+
+
+def test_a_source_that_fails_ends_the_link(pair: Any) -> None:
+    """The peer would wait for ever for the frame that was lost with it."""
+
+    class Broken(Frames):
+        def next_frame(self) -> OutFrame | None:
+            if len(self.given) == 1:
+                raise ValueError("a defect")
+            return super().next_frame()
+
+    errors: list[Exception] = []
+    frames = Broken([OutFrame(b"one"), OutFrame(b"two"), OutFrame(b"three")])
+    transport = Transport(pair[0])
+    logged: list[LogEvent] = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        transport.wake(SocketFrameWriter(transport.clock, transport, frames, errors.append))
+        while transport.turn():
+            pass
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    assert [str(error) for error in errors] == ["a defect"]
+    assert [event["log_failure"].type for event in logged] == [ValueError]
+    assert transport.clock.getDelayedCalls() == [] and frames.drains == 0
+
+
+def test_a_source_that_wakes_the_writer_while_it_is_asked(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn stays a turn, and what is stopped is stopped."""
+    monkeypatch.setattr(module, "BYTES_PER_TURN", 1000)
+    monkeypatch.setattr(module, "GATHERED", 100)
+
+    class Waking(Frames):
+        def next_frame(self) -> OutFrame | None:
+            writer.wake()
+            return super().next_frame()
+
+    transport, frames = Transport(pair[0]), Waking([OutFrame(b"f" * 100) for _ in range(1000)])
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    writer.wake()
+    for turn in range(1, 20):
+        transport.clock.turn()
+        assert len(frames.given) == 10 * turn + 1, "the one that is next"
+        assert len(transport.clock.getDelayedCalls()) == 1
+    writer.stop()
+    assert transport.clock.getDelayedCalls() == []
 
 
 def test_a_turn_is_bounded(pair: Any, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
