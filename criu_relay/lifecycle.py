@@ -43,6 +43,7 @@ class Lifecycle(Service):
     def startService(self) -> None:
         """Take the signals, and say that we are ready, when the reactor runs: it takes the signals itself before."""
         super().startService()
+        settle()
         self._daemon.reactor.callWhenRunning(self._running)
 
     def stopService(self) -> None:
@@ -54,7 +55,6 @@ class Lifecycle(Service):
         self._notifier.stopping("stopped")
 
     def _running(self) -> None:
-        settle()
         for number, function in ((signal.SIGTERM, self.terminate), (signal.SIGHUP, self.reload)):
             signal.signal(number, self._handler(function))
         if self._notifier.wanted:

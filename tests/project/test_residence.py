@@ -19,6 +19,8 @@ Rss:                  12 kB
 Private_Dirty:         0 kB
 Anonymous:          %4d kB
 LazyFree:              0 kB
+Swap:               %4d kB
+SwapPss:               0 kB
 VmFlags: rd mr mw me
 """
 
@@ -52,16 +54,18 @@ print(json.dumps([before, after]))
 
 
 def test_what_is_only_in_memory_stays() -> None:
-    for access, anonymous, expected in (
-        (b"r-xp", 0, [(0x7F0000000000, 0x3000)]),
-        (b"r--p", 0, [(0x7F0000000000, 0x3000)]),
-        (b"---p", 0, [(0x7F0000000000, 0x3000)]),
-        (b"r--p", 4, []),
-        (b"r-xp", 4, []),
-        (b"rw-p", 0, []),
-        (b"r--s", 0, []),
+    """Also where it was swapped out."""
+    for access, anonymous, swapped, expected in (
+        (b"r-xp", 0, 0, [(0x7F0000000000, 0x3000)]),
+        (b"r--p", 0, 0, [(0x7F0000000000, 0x3000)]),
+        (b"---p", 0, 0, [(0x7F0000000000, 0x3000)]),
+        (b"r--p", 4, 0, []),
+        (b"r-xp", 4, 0, []),
+        (b"r--p", 0, 4, []),
+        (b"rw-p", 0, 0, []),
+        (b"r--s", 0, 0, []),
     ):
-        assert list(untouched(OTHERS + FILE % (access, anonymous) + OTHERS)) == expected
+        assert list(untouched(OTHERS + FILE % (access, anonymous, swapped) + OTHERS)) == expected
 
 
 def test_of_this_process() -> None:
