@@ -81,7 +81,7 @@ class Proxy(Daemon):
         if settings.link_fd is not None:
             InheritedLink(reactor, settings.link_fd, made).setServiceParent(self)
         elif settings.link is not None:
-            LinkClient(reactor, settings.link, made, outlet.unreachable).setServiceParent(self)
+            LinkClient(reactor, settings.link, made, outlet.unreachable, outlet.refused).setServiceParent(self)
         return outlet
 
     async def bind(self) -> None:

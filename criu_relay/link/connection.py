@@ -72,6 +72,7 @@ class LinkConnection(TwistedProtocol):
     @ivar peer: who is there, once up.
     @ivar session: of the peer's hello; C{peer_window}: the same.
     @ivar payload_bytes: payload taken since the hello.
+    @ivar reason: why it ended; None: it has not.
     """
 
     log = Logger()
@@ -104,7 +105,7 @@ class LinkConnection(TwistedProtocol):
         self._control: deque[OutFrame] = deque()
         self._queued = 0
         self._accepted = False
-        self._reason: RelayError | None = None
+        self.reason: RelayError | None = None
         self._timer: Any = None
         self.machine: Machine[State, Event] = Machine("link", TABLE, State.SECURING, lambda state: None)
         self.peer: Owner | None = None
@@ -275,7 +276,7 @@ class LinkConnection(TwistedProtocol):
             return
         self.log.error("link to {peer}: {reason}", peer=self.describe(), reason=error.reason)
         self.send(Frame(error={"reason": wire.clip(error.reason)}))
-        self._reason = error
+        self.reason = error
         self._close(Event.FAIL)
 
     def bye(self, reason: str) -> None:
@@ -350,7 +351,7 @@ class LinkConnection(TwistedProtocol):
 
     def _bye(self, reason: str) -> None:
         if self.machine.accepts(Event.BYE):
-            self._reason = LinkEnded(reason)
+            self.reason = LinkEnded(reason)
             self._close(Event.BYE)
 
     def _close(self, event: Event) -> None:
@@ -360,8 +361,8 @@ class LinkConnection(TwistedProtocol):
         self._timer = self._clock.callLater(FLUSH_SECONDS, self._abort)
         self._channel.stop_reading()
         if was_up:
-            assert self._reason is not None
-            self._end.link_down(self, self._reason)
+            assert self.reason is not None
+            self._end.link_down(self, self.reason)
         self._channel.wake()
 
     def _flushed(self) -> None:
@@ -384,6 +385,7 @@ class LinkConnection(TwistedProtocol):
         if before is State.CLOSED:
             return
         self.machine.feed(Event.LOST)
+        self.reason = self.reason or reason
         self._cancel_timer()
         self._channel.stop()
         if before in (State.GREETING, State.UP):

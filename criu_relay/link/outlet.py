@@ -273,6 +273,10 @@ class LinkOutlet:
             self.log.warn("{line}", line=error.line)
             self._error = error.reason
 
+    def refused(self, error: RelayError) -> None:
+        """Who answers there is no cache of ours, or does not want us; the connection has said so."""
+        self._error = error.reason
+
     def _resume(self, connection: LinkConnection, resume: link_pb2.Resume) -> None:
         self._machine.feed(Event.RESUME)
         if self._giving_up is not None:

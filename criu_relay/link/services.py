@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from criu_relay.errors import Conflict, Invalid, LinkLost
+from criu_relay.errors import Conflict, Invalid, LinkLost, RelayError
 from criu_relay.link.connection import LinkConnection
 from criu_relay.link.transports import Inherited, Ownership
 
@@ -96,15 +96,39 @@ class LinkClient(Service):
 
     log = Logger()
 
-    def __init__(self, reactor: Any, endpoint: str, made: Made, failed: Callable[[LinkLost], None]) -> None:
-        """@param failed: called with the reason whenever it could not connect."""
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: str,
+        made: Made,
+        failed: Callable[[LinkLost], None],
+        refused: Callable[[RelayError], None],
+    ) -> None:
+        """
+        @param failed: called with the reason whenever it could not connect.
+        @param refused: called with the reason whenever a connection ended before both sides had said hello.
+        """
         self._factory = LinkFactory(made, Ownership())
+        self._refused = refused
+        self._attempts = 0
+        self._after = backoffPolicy(FIRST_RETRY, LAST_RETRY, RETRY_FACTOR, lambda: random.uniform(0, JITTER))
         self._client = ClientService(
-            TellingEndpoint(reactor, endpoint, failed),
-            self._factory,
-            retryPolicy=backoffPolicy(FIRST_RETRY, LAST_RETRY, RETRY_FACTOR, lambda: random.uniform(0, JITTER)),
-            clock=reactor,
+            TellingEndpoint(reactor, endpoint, failed), self._factory, retryPolicy=self._delay, clock=reactor
         )
+
+    def _delay(self, unanswered: int) -> float:
+        """Seconds until the next attempt, more after each since the last link.
+
+        @param unanswered: attempts since somebody answered; who answers may refuse us, or be refused.
+        """
+        connections = self._factory.connections
+        if unanswered == 1 and connections:
+            if connections[-1].peer is not None:
+                self._attempts = 0
+            elif (reason := connections[-1].reason) is not None:
+                self._refused(reason)
+        self._attempts += 1
+        return self._after(self._attempts)
 
     def startService(self) -> None:
         """Connect."""
