@@ -136,7 +136,8 @@ class DescriptorSource:
             self.pauseProducing()
             return 0
         count = self._fill(room.view[:most])
-        self._sink.written(count)
+        if count:  # else somebody else has read it
+            self._sink.written(count)
         return count
 
     def _fill(self, view: memoryview) -> int:

@@ -26,6 +26,9 @@ LARGEST = 4 << 20
 """Four of the largest payloads of a frame: what is done once for each extent costs a large image a quarter of what it
 would with extents of one."""
 
+LEAST_FORCED = 2 << 20
+"""What is here already may be two of the largest payloads of a frame, in the smallest window that there is."""
+
 FACTOR = 4
 """Each class is four of the one before: an image wastes at most three quarters of its last extent."""
 
@@ -244,10 +247,10 @@ class Arena:
     def force(self, size: int) -> Extent:
         """An extent although the budget may be used up; for data that is here already.
 
-        @raise OutOfMemory: twice the budget is in use.
+        @raise OutOfMemory: twice the budget, or L{LEAST_FORCED}, is in use.
         """
         wanted = class_of(size)
-        if self.used + wanted > 2 * max(self.limit, LARGEST):
+        if self.used + wanted > max(2 * self.limit, LEAST_FORCED):
             raise OutOfMemory(f"{self.used} bytes of image memory are in use, the limit is {self.limit}")
         self.reserved += wanted
         return self._extent(wanted)

@@ -69,8 +69,10 @@ class Reclaimer:
     def _give_back(self) -> None:
         numbers, index = self._queue.popleft()
         if len(numbers) > PAGES_PER_TURN:
-            # Up to where an extent ends, if they lie together: less than a whole one is split, and merged again.
-            count = PAGES_PER_TURN - int(numbers[PAGES_PER_TURN]) % PAGES_PER_TURN
+            count, next_one = PAGES_PER_TURN, int(numbers[PAGES_PER_TURN])
+            if next_one - int(numbers[0]) == PAGES_PER_TURN:
+                # They lie together: up to where an extent ends, as less than a whole one is split, and merged again.
+                count -= next_one % PAGES_PER_TURN
             self._queue.appendleft((numbers[count:], index))
             numbers = numbers[:count]
         self._pages.drop(numbers, index)
