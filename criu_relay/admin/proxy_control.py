@@ -117,12 +117,14 @@ class ProxyControl:
         if request.migration:
             named = dump.named(request.migration)
             return await self._permit(named, request)
+        if not request.root:  # a person, who sees what is there
+            return await self._permit(self._proxy.dumps.known(name), request)
         newest = dump.newest
         if newest is not None and newest.over and request.criu and request.criu in newest.pids:
             raise Aborted(f"the dump was given up: {newest.reason}", hint=newest.hint)
         beginning = Deferred.fromCoroutine(dump.undecided_or_next(following=True))
         what = f"no dump has come to namespace {name}: is criu run with --stream -D and the attached directory,"
-        migration = await limited(beginning, SCRIPT_GRACE if request.root else None, self._proxy.reactor, what)
+        migration = await limited(beginning, SCRIPT_GRACE, self._proxy.reactor, what)
         return await self._permit(migration, request)
 
     async def _permit(self, migration: Migration, request: CommitRequest) -> dict[str, Any]:

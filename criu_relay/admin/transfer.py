@@ -21,12 +21,13 @@ PIECE = 1 << 20
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The one range that a Range header names, as far as there are bytes: from, to (RFC 9110, 14.1.2).
+    """The one range that a Range header names, as far as there are bytes: from, to (RFC 9110, 14.1.2); to is not after
+    from when it lies behind the end.
 
     @return: None: all of it, as for every form of the header that is not one range from a first byte on.
     """
     found = re.fullmatch(r"bytes=([0-9]{1,19})-([0-9]{0,19})", header or "")
-    if found is None or int(found[1]) >= size or (found[2] and int(found[2]) < int(found[1])):
+    if found is None or (found[2] and int(found[2]) < int(found[1])):
         return None
     return int(found[1]), min(int(found[2]) + 1, size) if found[2] else size
 
@@ -51,6 +52,13 @@ class Download:
         wanted = byte_range(request.getHeader("Range"), self._image.size)
         request.setHeader(b"Content-Type", b"application/octet-stream")
         request.setHeader(b"Accept-Ranges", b"bytes")
+        if wanted is not None and wanted[1] <= wanted[0]:
+            request.setResponseCode(http.REQUESTED_RANGE_NOT_SATISFIABLE)
+            request.setHeader(b"Content-Range", b"bytes */%d" % self._image.size)
+            request.setHeader(b"Content-Length", b"0")
+            self._image.close()
+            request.finish()
+            return
         if wanted is not None:
             self._next, self._stop = wanted
             request.setResponseCode(http.PARTIAL_CONTENT)

@@ -71,7 +71,7 @@ class LinkConnection(TwistedProtocol):
 
     @ivar peer: who is there, once up.
     @ivar session: of the peer's hello; C{peer_window}: the same.
-    @ivar payload_bytes: payload taken since the hello.
+    @ivar payload_bytes: payload, of images, since the hello.
     @ivar reason: why it ended; None: it has not.
     """
 

@@ -241,7 +241,8 @@ class LinkOutlet:
             if not image.ready:
                 image.migration.image_sent(image)
             if frame is not None:
-                if frame.payload is not None:
+                if frame.payload is not None and self.connection is not None:
+                    self.connection.payload_bytes += frame.payload_size
                     self._counters.add("extents_sent")
                     self._counters.add("link_bytes_out", frame.payload_size)
                 return frame

@@ -397,4 +397,3 @@ class Image(Readable):
             if self.spill is not None:
                 self.spill.leave(self)
             self.table.clear()
-            self.size = 0

@@ -58,7 +58,7 @@ class OpenedImage:
         self._copy = copy
         self._released = 0  # pages
         self._server: ImageServer | None = None
-        self._open = True
+        self._open, self._left = True, False
         self._gone = ""
         self.size = image.size
         image.opened(self)
@@ -118,6 +118,7 @@ class OpenedImage:
         """See L{criu_relay.store.image.Reader}."""
         if start == 0 and stop >= self.size:
             self._gone = reason
+            self.close()
         if self._server is not None and self._server.position < stop:
             self._server.fail(Conflict(reason))
 
@@ -146,5 +147,6 @@ class OpenedImage:
                 self._released = stop
 
     def _closed(self) -> None:
-        if not self._open and self._server is None:
+        if not (self._open or self._left) and self._server is None:
+            self._left = True
             self._image.closed(self)

@@ -264,7 +264,7 @@ class Store:
         freed = 0
         self.known(name)
         for generation in list(self.namespaces[name].generations):
-            freed += sum(image.size for image in generation.images())
+            freed += sum(image.size for image in generation.images() if not image.dropped)
             generation.reset_readers(f"namespace {name} was discarded")
             if not generation.decided:
                 self.settle(generation, False, "discarded at the cache", Cause.PERSON)

@@ -43,6 +43,29 @@ class TestDownload:
         assert (answer.code, answer.body, answer.headers["Content-Length"]) == (200, b"", "0")
         assert (image.closed, image.reads) == (1, [])
 
+    @pytest.mark.parametrize(
+        ("wanted", "code", "body", "told"),
+        [
+            ("bytes=0-3", 206, b"0123", "bytes 0-3/10"),
+            ("bytes=7-", 206, b"789", "bytes 7-9/10"),
+            ("bytes=7-99", 206, b"789", "bytes 7-9/10"),
+            ("bytes=10-", 416, b"", "bytes */10"),
+            ("bytes=70-71", 416, b"", "bytes */10"),
+            ("bytes=3-1", 200, b"0123456789", None),
+            ("bytes=-3", 200, b"0123456789", None),
+            ("lines=1-2", 200, b"0123456789", None),
+        ],
+    )
+    def test_a_range(
+        self, control: Any, ask: Any, make: Any, wanted: str, code: int, body: bytes, told: str | None
+    ) -> None:
+        """Who resumes a download that was complete does not get all of it again."""
+        image = make["image"](b"0123456789")
+        control.images["web", 1, "a.img"] = image
+        answer = ask("GET", "/v1/namespaces/web/images/a.img", headers=f"Range: {wanted}\r\n")
+        assert (answer.code, answer.body, answer.headers.get("Content-Range")) == (code, body, told)
+        assert image.closed == 1
+
     def test_connection_goes_on_afterwards(self, control: Any, ask: Any) -> None:
         control.images["web", 1, "a.img"] = b"x"
         answer = ask("GET", "/v1/namespaces/web/images/a.img")

@@ -45,6 +45,21 @@ def test_close_counts_once() -> None:
     assert source.readers == set()
 
 
+def test_one_that_waits_between_two_reads_keeps_nothing_that_is_discarded() -> None:
+    """Such as a client that takes its time: what it has is a copy."""
+    bench = Bench()
+    image, source = opened(bench, b"abc" * MIB)
+    assert len(outcome(image.read(0, MIB))[0]) == MIB
+    assert bench.store.discard("web") == 3 * MIB
+    assert source.readers == set()
+    bench.settle()
+    assert bench.arena.used == 0
+    [error] = outcome(image.read(MIB, MIB))
+    assert isinstance(error, Conflict) and "was discarded" in str(error)
+    assert (image.whole(4 * MIB), source.size) == (None, 3 * MIB)
+    image.close()
+
+
 def test_a_server_keeps_the_memory_after_close() -> None:
     bench = Bench()
     image, source = opened(bench, b"abc")
