@@ -183,6 +183,8 @@ def choose(control: str | None) -> Client:
     @raise Stop: there is none, or it is not clear which.
     """
     if control is not None:
+        if control.startswith("tcp:"):
+            raise Stop(USAGE, f"--control {control} is no path", "ask a daemon on a port with curl, or a browser")
         return Client(control)
     directory = run_directory()
     alive = [client for role in ROLES if (client := Client(socket_path(directory, role))).is_alive()]

@@ -59,6 +59,10 @@ class TestWhichDaemon:
         ran = world.command("--control", str(tmp_path / "x"), "status")
         assert (ran.code, one_line(ran)) == (4, f"{tmp_path}/x: No such file or directory: {NO_DAEMON}")
 
+    def test_control_on_a_port(self, world: Any) -> None:
+        ran = world.command("--control", "tcp:127.0.0.1:9876", "status")
+        assert (ran.code, "is no path" in one_line(ran)) == (2, True)
+
     def test_control_that_is_no_daemon(self, world: Any, tmp_path: Path) -> None:
         ran = world.command("--control", "x" * 200, "status")
         assert (ran.code, one_line(ran)) == (4, f"{'x' * 200}: AF_UNIX path too long")
