@@ -117,7 +117,7 @@ class ProxyControl:
         if request.migration:
             named = dump.named(request.migration)
             return await self._permit(named, request)
-        if not request.root:  # a person, who sees what is there
+        if not request.root and (dump.newest is not None or dump.forgettable):  # a person, and no dump can come
             return await self._permit(self._proxy.dumps.known(name), request)
         newest = dump.newest
         if newest is not None and newest.over and request.criu and request.criu in newest.pids:

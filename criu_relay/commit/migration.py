@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from criu_relay.commit.journal import tell_aborted
 from criu_relay.commit.permission import Permission
 from criu_relay.commit.source import SourceTasks
-from criu_relay.commit.states import DECIDED, TABLE, WRITING, Event, State
+from criu_relay.commit.states import DECIDED, LIVES_HINT, TABLE, WRITING, Event, State
 from criu_relay.commit.surroundings import Later, Surroundings, Waiters
 from criu_relay.commit.tasks import Ending, Task, Verdict
 from criu_relay.commit.written import WrittenImage
@@ -294,7 +294,7 @@ class Migration:
 
     def watch(self, root: Task, criu: Task | None, lives: Callable[[], None] | None = None) -> None:
         """Permitted: commit or abort on the fact."""
-        lives = lives or (lambda: self.abort("criu ended and its task lives on", "criu's dump.log says why"))
+        lives = lives or (lambda: self.abort("criu ended and its task lives on", LIVES_HINT))
         gone = partial(self._commit_now, "its task is gone")
         self._verdict = Verdict(self._at.reactor, self._at.clock, root, criu, gone, lives)
 

@@ -6,6 +6,8 @@ import enum
 
 from criu_relay.machine import Table
 
+LIVES_HINT = "criu's dump.log says why; when it was to run on (--leave-running), attach --copy"
+
 
 class State(enum.Enum):
     """Where a migration is."""

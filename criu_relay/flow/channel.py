@@ -45,6 +45,9 @@ class Channel(Protocol):
     def wake(self) -> None:
         """The user has a frame to be sent."""
 
+    def flush(self) -> None:
+        """The same, and the transport may be closed behind it at once."""
+
     def look(self) -> None:
         """Take what has come, however little it is."""
 
@@ -70,6 +73,7 @@ class SocketChannel:
         self._writer = SocketFrameWriter(reactor, transport, user, user.ended)
         self._reader = SocketFrameReader(reactor, connection, user, user.turn_ended, user.ended)
         self.wake: Callable[[], None] = self._writer.wake
+        self.flush: Callable[[], None] = self._writer.flush
         self.look: Callable[[], None] = self._reader.look
         self.stop_reading: Callable[[], None] = self._reader.stop
 
@@ -106,6 +110,7 @@ class TransportChannel:
         self._user = user
         self._writer = TransportFrameWriter(transport, user)
         self.wake: Callable[[], None] = self._writer.wake
+        self.flush: Callable[[], None] = self._writer.flush
         self.stop: Callable[[], None] = self._writer.stop
 
     def start(self) -> None:

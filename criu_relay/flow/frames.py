@@ -199,6 +199,11 @@ class SocketFrameWriter(_Writer):
         if self._soon is None and not self._registered and not self._stopped:
             self._soon = self._clock.callLater(0, self._begin)
 
+    def flush(self) -> None:
+        """Send now what there is to be sent, as far as the socket takes it: who ends does not wait for another turn."""
+        if not self._stopped:
+            self.resumeProducing()
+
     def _begin(self) -> None:
         self._soon = None
         self.resumeProducing()
@@ -286,6 +291,12 @@ class TransportFrameWriter(_Writer):
     """Sends frames through any transport that takes a pull producer."""
 
     path = "write"
+
+    def flush(self) -> None:
+        """Give the transport now what there is to be sent."""
+        self.wake()
+        while self._registered and not self._stopped:
+            self.resumeProducing()
 
     def resumeProducing(self) -> None:
         """The transport wants data: one frame, or nothing more for now."""

@@ -180,6 +180,11 @@ class TlsChannel:
         if self._open:
             self._reactor.addWriter(self)
 
+    def flush(self) -> None:
+        """See L{Channel.flush}."""
+        self.wake()
+        self.doWrite()
+
     def look(self) -> None:
         """See L{Channel.look}: nothing waits."""
 

@@ -75,6 +75,7 @@ class TwistedTlsChannel:
         self._tls = TLSMemoryBIOProtocol(factory, self._inside)
         self._writer = TransportFrameWriter(self._tls, user)
         self.wake: Callable[[], None] = self._writer.wake
+        self.flush: Callable[[], None] = self._writer.flush
         self.data_received: Callable[[bytes], None] = self._tls.dataReceived
 
     def start(self) -> None:

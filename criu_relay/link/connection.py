@@ -363,7 +363,7 @@ class LinkConnection(TwistedProtocol):
         if was_up:
             assert self.reason is not None
             self._end.link_down(self, self.reason)
-        self._channel.wake()
+        self._channel.flush()
 
     def _flushed(self) -> None:
         if self.machine.state is State.CLOSING:

@@ -135,6 +135,18 @@ def test_images_move(nodes: Nodes, way: str, window: str) -> None:
     nodes.relay.stop()
 
 
+BYE = "the peer said bye: the daemon stops"
+
+
+@pytest.mark.parametrize("stops", ["proxy", "cache"])
+def test_the_peer_is_told_that_it_ends(nodes: Nodes, way: str, stops: str) -> None:
+    relay = nodes.start().relay
+    assert nodes.peer("cache")["io"] == way
+    relay.at(stops).stop()
+    other = relay.at("cache" if stops == "proxy" else "proxy")
+    until(lambda: BYE in [one["reason"] for one in other.get("/v1/status")["failures"]], 30, "it said bye")
+
+
 def test_an_inherited_link(nodes: Nodes, way: str) -> None:
     left, right = socket.socketpair()
     relay = nodes.relay

@@ -183,6 +183,20 @@ def test_sigterm_gives_up_what_does_not_finish(relay: Relay) -> None:
     assert relay.proxy.process.wait(SECONDS) == 0
     assert "waiting up to 2 s" in relay.proxy.text()
     assert "criu-relay-proxy is being stopped" in relay.proxy.text()
+    assert "criu-relay-proxy is being stopped" in relay.get("/v1/namespaces/web")["reason"], "the cache was told"
+
+
+BYE = "the peer said bye: the daemon stops"
+
+
+@pytest.mark.parametrize("stops", ["proxy", "cache"])
+def test_the_peer_is_told_that_it_ends(relay: Relay, stops: str) -> None:
+    relay.start_cache()
+    relay.start_proxy()
+    relay.linked()
+    relay.at(stops).stop()
+    other = relay.at("cache" if stops == "proxy" else "proxy")
+    until(lambda: BYE in [one["reason"] for one in other.get("/v1/status")["failures"]], SECONDS, "it said bye")
 
 
 def test_a_second_sigterm_does_not_wait(relay: Relay) -> None:
