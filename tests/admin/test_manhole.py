@@ -379,14 +379,22 @@ def test_leaving(prompt: Prompt, typed: str) -> None:
     assert b"\x1b[4l" in prompt.transport.value(), "the terminal is as it was"
 
 
-def test_eof_leaves_when_all_is_answered(prompt: Prompt) -> None:
+@pytest.mark.parametrize("turns", range(6))
+def test_eof_leaves_when_all_is_answered(prompt: Prompt, turns: int) -> None:
+    """Whenever it comes: also when the first is printed and the next is not begun."""
     prompt.type("namespaces()\rextra\r")
+    for _ in range(turns):
+        prompt.turn()
     prompt.shell.eof()
-    assert prompt.left == 0
     while prompt.clock.getDelayedCalls():
         prompt.turn()
     assert prompt.left == 1
     assert "\n>>> 41" in prompt.screen
+
+
+def test_eof_does_not_wait_for_nothing(prompt: Prompt) -> None:
+    prompt.shell.eof()
+    assert prompt.left == 1
 
 
 def test_a_line_has_an_end(prompt: Prompt) -> None:

@@ -144,7 +144,7 @@ class Shell(Manhole):
     def eof(self) -> None:
         """Nothing more will be typed: leave when everything was answered."""
         self._leaving = True
-        if self._task is None:
+        if self._task is None and not self._typed:
             self.handle_QUIT()
 
     # Lines
