@@ -25,12 +25,18 @@ def window() -> Window:
     return Window(Arena(LIMIT, keep=0), Turns())
 
 
+def waiting_for(credit: SendCredit) -> Producer:
+    """One that found no room."""
+    assert credit.room == 0
+    producer = Producer()
+    credit.waiting.add(producer)
+    return producer
+
+
 def test_what_is_sent_makes_room_for_more(window: Window) -> None:
     credit = SendCredit(window, lambda image: None)
     credit.queue(UNSENT)
-    producer = Producer()
-    assert credit.room == 0
-    credit.waiting.add(producer)
+    producer = waiting_for(credit)
     credit.sent(MIB)
     assert (credit.room, producer.calls) == (MIB, ["resume"])
 
@@ -39,9 +45,7 @@ def test_while_much_of_the_window_waits_nobody_goes_far_ahead_of_his_credit(wind
     credit, other = SendCredit(window, lambda image: None), SendCredit(window, lambda image: None)
     other.queue(LIMIT // 2)
     credit.queue(AHEAD)
-    producer = Producer()
-    assert credit.room == 0
-    credit.waiting.add(producer)
+    producer = waiting_for(credit)
     credit.granted(MIB)
     assert (credit.room, producer.calls) == (MIB, ["resume"])
     credit.spend(MIB)
