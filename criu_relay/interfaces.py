@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
@@ -42,8 +42,7 @@ class Peer:
     gid: int
 
 
-@dataclass(frozen=True)
-class Room:
+class Room(NamedTuple):
     """Memory that the next bytes of an image may be written to.
 
     @ivar fd: a memfd.
@@ -233,8 +232,7 @@ class IRestores(Interface):
         """A restore begins."""
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(NamedTuple):
     """Who made a migration.
 
     @ivar peer: the name in its certificate; "local" without TLS. Namespaces belong to it.

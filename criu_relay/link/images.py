@@ -17,6 +17,7 @@ from criu_relay.link.chunk import Chunk
 from criu_relay.link.sent import Sent
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
+from criu_relay.wire.extents import ExtentEncoder
 
 if TYPE_CHECKING:
     from criu_relay.link.outgoing import OutgoingMigration
@@ -51,6 +52,7 @@ class QueuedImage:
         self.complete = False
         self.digest: bytes | None = None
         self._frames: deque[link_pb2.Frame | Chunk | PipeRange | bytes] = deque()
+        self._headers = ExtentEncoder(migration.id, number)
         self._producer: IPushProducer | None = None
 
     @property
@@ -132,6 +134,8 @@ class QueuedImage:
 
     def header(self, offset: int, payload: int, runs: Sequence[int] = ()) -> bytes:
         """Of the frame with C{payload} bytes from C{offset} on, and zeros between them as C{runs} say."""
+        if not runs:
+            return self._headers.encode(offset, payload)
         body = link_pb2.Extent(migration=self.migration.id, image=self.number, offset=offset, runs=wire.pack_runs(runs))
         return wire.encode(link_pb2.Frame(extent=body, payload=payload or None))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -12,8 +10,9 @@ from twisted.logger import Logger
 
 from criu_relay.errors import Aborted, LinkEnded, LinkLost, ProtocolError, RelayError
 from criu_relay.flow.frames import OutFrame
-from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
+from criu_relay.interfaces import Counters, IIntake, Mode, Owner
 from criu_relay.link.connection import LinkConnection
+from criu_relay.link.payloads import DroppedPayload, ExtentSink, SparseSink
 from criu_relay.link.sessions import Migration, Session, Sessions
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
@@ -34,100 +33,6 @@ ACK_PART = 8
 
 ACK_SECONDS = 0.02
 """Less is acknowledged after this."""
-
-
-class Taking:
-    """The payload of one extent, on its way in; see L{wire.PayloadSink}."""
-
-    def __init__(self, receiver: Receiver, session: Session, connection: LinkConnection) -> None:
-        self._receiver = receiver
-        self._session = session
-        self._connection = connection
-
-    def filled(self, count: int) -> None:
-        """So many bytes have come."""
-        self._session.partial += count
-        self._receiver.took(self._connection, count)
-
-    def done(self) -> None:
-        """All of it has come."""
-        self._session.handled()
-
-
-class ExtentSink(Taking):
-    """The payload of one Extent frame, into its image."""
-
-    def __init__(
-        self,
-        receiver: Receiver,
-        session: Session,
-        connection: LinkConnection,
-        migration: bytes,
-        image: IGrowing,
-        runs: Sequence[int],
-    ) -> None:
-        """@param runs: bytes of payload and of zeros in turn."""
-        super().__init__(receiver, session, connection)
-        self._migration = migration
-        self._image = image
-        self._runs = deque(runs)
-        self._left = self._runs.popleft()
-        self._dropping = memoryview(b"")
-
-    def room(self, remaining: int) -> memoryview | None:
-        """See L{wire.PayloadSink}."""
-        if self._dropping:
-            return self._dropping[:remaining]
-        try:
-            return self._image.reserve(remaining).view[:remaining]
-        except RelayError as error:
-            self._drop(error, remaining)
-            return self._dropping
-
-    def filled(self, count: int) -> None:
-        """See L{wire.PayloadSink}."""
-        super().filled(count)
-        self._grow(count)
-
-    def done(self) -> None:
-        """All of it has come."""
-        if self._runs:
-            self._grow(0, last=True)
-        super().done()
-
-    def _grow(self, count: int, last: bool = False) -> None:
-        """So many bytes more have come. Zeros are taken with what is behind them: should the link break before that
-        comes, the next link goes on in front of them."""
-        grown = [min(count, self._left)]
-        self._left -= grown[0]
-        count -= grown[0]
-        while self._runs and not self._left and (count or last):
-            zeros, self._left = self._runs.popleft(), self._runs.popleft() if self._runs else 0
-            part = min(count, self._left)
-            grown += [zeros, part]
-            self._left -= part
-            count -= part
-        if not self._dropping:
-            try:
-                self._image.grow(grown)
-            except RelayError as error:
-                self._drop(error, wire.MAX_PAYLOAD)
-
-    def _drop(self, error: RelayError, remaining: int) -> None:
-        self._receiver.refuse(self._session, self._migration, error)
-        self._dropping = memoryview(bytearray(remaining))
-
-
-class DroppedPayload(Taking):
-    """The payload of an extent that nobody wants, which is acknowledged all the same."""
-
-    def __init__(self, receiver: Receiver, session: Session, connection: LinkConnection, size: int) -> None:
-        super().__init__(receiver, session, connection)
-        self._data = memoryview(bytearray(size))
-
-    def room(self, remaining: int) -> memoryview | None:
-        """See L{wire.PayloadSink}."""
-        return self._data[:remaining]
 
 
 class Receiver:
@@ -306,11 +211,14 @@ class Receiver:
 
     def _extent(self, session: Session, connection: LinkConnection, frame: link_pb2.Frame) -> wire.PayloadSink:
         body = frame.extent
-        runs = wire.runs_of(body) or (frame.payload,)
-        cost = 0 if session.charged else wire.extent_cost(body.offset, frame.payload, sum(runs[1::2]))
-        image = self._intake.writing(session.owner, body.migration, body.image, body.offset, cost)
+        migration, offset = body.migration, body.offset
+        runs = wire.runs_of(body)
+        cost = 0 if session.charged else wire.extent_cost(offset, frame.payload, sum(runs[1::2]))
+        image = self._intake.writing(session.owner, migration, body.image, offset, cost)
         session.charged = True
-        return ExtentSink(self, session, connection, body.migration, image, runs)
+        if runs:
+            return SparseSink(self, session, connection, migration, image, runs)
+        return ExtentSink(self, session, connection, migration, image)
 
     def _image_end(self, session: Session, connection: LinkConnection, body: Any) -> None:
         digest = body.digest if body.HasField("digest") else None

@@ -10,22 +10,20 @@ import numpy
 import xxhash
 from zope.interface import implementer
 
-from criu_relay.errors import Aborted, Conflict, OutOfMemory, ProtocolError
+from criu_relay.errors import Aborted, Conflict, ProtocolError
 from criu_relay.flow.zeros import PAGE, hash_zeros, zero_rows, zeros_unlikely
 from criu_relay.interfaces import IGrowing, Room
-from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, class_of
+from criu_relay.store.ahead import Ahead
 from criu_relay.store.memory import Memory
 from criu_relay.store.pages import PageIndex
 from criu_relay.store.policy import Dedup
 from criu_relay.store.readable import Readable, Spill
-from criu_relay.store.table import ENTRY, RUN, Kind, entry, kinds, numbers, pages_of, together
-
-GENEROUS = 16
-"""An image takes more than it needs now (which saves extents, and pieces of one are served at once) as long as that is
-less than this part of what the budget has left."""
+from criu_relay.store.table import ENTRY, RUN, Kind, PageTable, entry, kinds, numbers, pages_of, together
 
 INSPECTED_TOGETHER = 4 * RUN
 """Pages that one look takes in, as it costs much by itself: up to 0.25 ms for zeros, 1.5 ms for equal ones."""
+
+NO_ROOM = memoryview(b"")
 
 
 class Reader(Protocol):
@@ -65,45 +63,57 @@ class Image(Readable):
         self.inspected = self.compared = 0
         self.index = index
         self._hash: Any = xxhash.xxh3_128() if digests else None
-        self._promised = 0  # reserved bytes of the arena that are for this image
-        self._next = self._ahead = 0  # the page of the arena that comes next, and how many there are
-        self._packed = self._spare = 0  # the page that the next one which is kept is moved to, and how many there are
-        self._extent = 0  # bytes of the extent taken last
-        self._room = memoryview(b"")
+        self._ahead = Ahead(memory)
+        self._begun = 0  # pages of those ahead that were written to and are not in the table yet
+        self._inspected_at = 0  # bytes that are waited for before the next look at pages
+        self._fd, self._offset = -1, 0  # of the room
+        self._room = NO_ROOM
 
     # Growing
 
     def promise(self, count: int) -> None:
         """`count` bytes that were reserved are for what comes next."""
-        self._promised += count
+        self._ahead.promise(count)
 
     def reserve(self, size: int) -> Room:
-        """Room for the next bytes, in the last extent or a new one.
+        """Room for the next bytes, behind those that came last or in a new extent.
 
         @raise OutOfMemory: the budget is used up.
         @raise Aborted: the image was dropped.
         """
+        if len(self._room) < size or self.size >= self._inspected_at:
+            self._make_room(size)
+        return Room(self._fd, self._offset, self._room)
+
+    def _make_room(self, size: int) -> None:
         if self.dropped:
             raise Aborted(f"image {self.name} was thrown away")
-        if self.size // PAGE - self.inspected >= INSPECTED_TOGETHER or not (self.size % PAGE or self._ahead):
+        self._hold()
+        ahead = self._ahead
+        if self.size // PAGE - self.inspected >= INSPECTED_TOGETHER or not (self.size % PAGE or ahead.count):
             self._inspect()
+        self._inspected_at = (self.inspected + INSPECTED_TOGETHER) * PAGE
         used = self.size % PAGE
-        if not used and not self._ahead:
-            self._grow(size)
-        elif size > self._ahead * PAGE and self._arena.adjoins(self._next + self._ahead) and self._afford(LARGEST):
-            self._take(LARGEST, self._next + self._ahead)
-        self._secure(ENTRY * self._ahead)
-        first, count = self._next, self._ahead
+        if not used and not ahead.count:
+            self._room = NO_ROOM
+            ahead.grow(size)
+        elif size > ahead.count * PAGE:
+            ahead.extend()
+        ahead.secure(ENTRY * ahead.count)
+        first, count = ahead.next, ahead.count
         if used:
             _, first = self.table.at(len(self.table) - 1)
-            count = count + 1 if first + 1 == self._next else 1
-        fd, offset = self._arena.locate(first)
+            count = count + 1 if first + 1 == ahead.next else 1
+        self._fd, offset = self._arena.locate(first)
+        self._offset = offset + used
         self._room = self._arena.view(first, count)[used:]
-        return Room(fd, offset + used, self._room)
 
     def written(self, count: int) -> None:
         """The first `count` bytes of what is left of the room reserved last are filled."""
-        self.grow([count])
+        self._fill(count)
+        self.size += count
+        self._begun = pages_of(self.size) - len(self._table)
+        self.pool.moves += 1
 
     def grow(self, runs: Sequence[int]) -> None:
         """The next bytes: of the room reserved last, zeros, of the room, ..., so many each. Zeros are whole pages, from
@@ -111,47 +121,46 @@ class Image(Readable):
 
         @raise OutOfMemory: the budget is used up.
         """
-        self._update_hash(runs)
-        if len(runs) > 1:
-            self._grow_among_zeros(runs)
-        else:
-            self._hold(pages_of(self.size + runs[0]) - len(self.table))
+        if len(runs) == 1:
+            self.written(runs[0])
+            return
+        self._hold()
+        for index, count in enumerate(runs):
+            if not index % 2:
+                self._fill(count)
+            elif self._hash is not None:
+                hash_zeros(self._hash, count)
+        zeros = sum(runs[1::2]) // PAGE
+        self._ahead.secure(ENTRY * (zeros + self._ahead.count))
+        ends = [pages_of(end) for end in itertools.accumulate(runs, initial=self.size)]
+        begun = ends[-1] - ends[0]
+        self._ahead.note(begun)
+        self._table.extend(self._ahead.next, numpy.diff(ends))
+        self._ahead.own(begun - zeros)
         self.size += sum(runs)
         self.pool.moves += 1
 
-    def _hold(self, pages: int) -> None:
-        """So many of the pages ahead are this image's next ones."""
+    def _fill(self, count: int) -> None:
+        """So much of the room is used up."""
+        if self._hash is not None and count:
+            self._hash.update(self._room[:count])
+        self._room = self._room[count:]
+        self._offset += count
+
+    @property
+    def table(self) -> PageTable:
+        """Its pages."""
+        if self._begun:
+            self._hold()
+        return self._table
+
+    def _hold(self) -> None:
+        """The pages that were begun are this image's. They become so together, as one costs as much as many."""
+        pages, self._begun = self._begun, 0
         if pages:
-            self._note(pages)
-            self.table.hold(self._next, pages)
-            self._own(pages)
-
-    def _own(self, pages: int) -> None:
-        self.pool.pages.own(self._next, pages)
-        self._next += pages
-        self._ahead -= pages
-
-    def _grow_among_zeros(self, runs: Sequence[int]) -> None:
-        zeros = sum(runs[1::2]) // PAGE
-        self._secure(ENTRY * (zeros + self._ahead))
-        ends = [pages_of(end) for end in itertools.accumulate(runs, initial=self.size)]
-        begun = ends[-1] - ends[0]
-        self._note(begun)
-        self.table.extend(self._next, numpy.diff(ends))
-        self._own(begun - zeros)
-
-    def _update_hash(self, runs: Sequence[int]) -> None:
-        """The room that was filled is used up."""
-        room, self._room = self._room, self._room[sum(runs[::2]) :]
-        if self._hash is None:
-            return
-        at = 0
-        for index, count in enumerate(runs):
-            if index % 2:
-                hash_zeros(self._hash, count)
-            elif count:
-                self._hash.update(room[at : at + count])
-                at += count
+            self._ahead.note(pages)
+            self._table.hold(self._ahead.next, pages)
+            self._ahead.own(pages)
 
     def finish(self, size: int, digest: bytes | None) -> None:
         """The end was seen.
@@ -166,75 +175,19 @@ class Image(Readable):
         if digest is not None and digest != self._hash.digest():
             raise Aborted(f"image {self.name}: its {size} bytes were changed on the way: their digest differs")
         self._inspect()
-        self._return_room()
+        self._end_growing()
         self.digest = digest
         self.complete = True
+
+    def _end_growing(self) -> None:
+        self._hold()
+        self._room = NO_ROOM
+        self._ahead.give_back()
 
     @property
     def memory(self) -> int:
         """Bytes of memory that it takes, or shares."""
         return self.table.pages[Kind.HELD] * PAGE
-
-    def _secure(self, count: int) -> None:
-        """At least `count` bytes are promised to this image.
-
-        @raise OutOfMemory: they cannot be.
-        """
-        if not self._obtained(count):
-            raise OutOfMemory(
-                f"the cache's memory is full: {self._arena.used} of {self._arena.limit} bytes are in use",
-                hint="give criu-relay-cache a larger --memory, or discard namespaces that are not needed",
-            )
-
-    def _obtained(self, count: int) -> bool:
-        lack = count - self._promised
-        if lack > 0:
-            if not self.pool.reclaimer.obtain(lack):
-                return False
-            self._promised += lack
-        return True
-
-    def _note(self, pages: int) -> None:
-        self._arena.note(ENTRY * pages)
-        self._promised -= ENTRY * pages
-
-    def _grow(self, size: int) -> None:
-        """Take an extent: a generous one while the budget allows, else no more than is needed."""
-        self._room = memoryview(b"")
-        exact = min(pages_of(size), LARGEST // PAGE)
-        wanted = class_of(max(size, self._extent * FACTOR))
-        if not self._afford(wanted):
-            if self._spare:
-                self._next, self._ahead, self._spare = self._packed, self._spare, 0
-                return
-            fitting = [cls for cls in reversed(CLASSES) if cls <= exact * PAGE]
-            wanted = next((cls for cls in fitting if self._obtained(cls + cls // PAGE * ENTRY)), PAGE)
-            self._secure(wanted + wanted // PAGE * ENTRY)
-        self._next = self._take(wanted)
-
-    def _afford(self, size: int) -> bool:
-        """An extent is promised to this image, unless the budget is too small for generosity."""
-        lack = size + size // PAGE * ENTRY - self._promised
-        if lack > 0:
-            if lack > self._arena.available // GENEROUS or not self._arena.reserve(lack):
-                return False
-            self._promised += lack
-        return True
-
-    def _take(self, size: int, behind: int = -1) -> int:
-        """An extent that was promised; the number of its first page."""
-        self._extent = size
-        self._promised -= size
-        self._ahead += size // PAGE
-        return self._arena.take(size, behind)
-
-    def _return_room(self) -> None:
-        self._room = memoryview(b"")
-        self._arena.put(self._next, self._ahead, False)
-        self._arena.put(self._packed, self._spare, False)
-        self._arena.unreserve(self._promised)
-        self._ahead = self._spare = self._promised = 0
-        self.pool.reclaimer.freed()
 
     # Pages that need no memory of their own
 
@@ -244,7 +197,7 @@ class Image(Readable):
         self.inspected = stop
         if self.pool.dedup is Dedup.OFF or start == stop:
             return
-        self._room = memoryview(b"")
+        self._room = NO_ROOM
         if self.pool.dedup is Dedup.ZERO and self._plain(start, stop):
             return
         entries = self.table.slice(start, stop)
@@ -281,11 +234,10 @@ class Image(Readable):
         """Make places the image's own for pages that are kept, of so many from `first` on: all stay, or are packed."""
         if kept == count:
             return numpy.arange(first, first + count)
-        packed = min(kept, self._spare)
-        self.pool.pages.own(self._packed, packed)
-        return numpy.concatenate(
-            [numpy.arange(self._packed, self._packed + packed), numpy.arange(first, first + kept - packed)]
-        )
+        packed = min(kept, self._ahead.spare)
+        begin = self._ahead.packed
+        self.pool.pages.own(begin, packed)
+        return numpy.concatenate([numpy.arange(begin, begin + packed), numpy.arange(first, first + kept - packed)])
 
     def _pack(self, first: int, words: numpy.ndarray, kept: numpy.ndarray) -> None:
         """Move the pages that are kept, of those from `first` on, behind those that were packed before.
@@ -293,26 +245,25 @@ class Image(Readable):
         What they leave takes the next bytes. When they leave only a part of it, the next that are kept are packed
         there, so that what comes is looked at in large parts.
         """
-        packed = min(len(kept), self._spare)
+        ahead = self._ahead
+        packed = min(len(kept), ahead.spare)
         if packed:
-            self._arena.words(self._packed, packed)[:] = words[kept[:packed]]
-            self._packed += packed
-            self._spare -= packed
+            self._arena.words(ahead.packed, packed)[:] = words[kept[:packed]]
+            ahead.packed += packed
+            ahead.spare -= packed
         staying, freed = len(kept) - packed, len(words) - len(kept) + packed
         words[:staying] = words[kept[packed:]]
-        self.pool.pages.disown(first + staying, self._next - first - staying)
+        self.pool.pages.disown(first + staying, ahead.next - first - staying)
         if self.size % PAGE:
             self._arena.view(first + staying, 1)[:] = self._arena.view(first + len(words), 1)
             last = self.size // PAGE
             self.table.replace(last, numpy.array([entry(Kind.HELD, first + staying)], numpy.uint64))
             self.pool.pages.own(first + staying, 1)
-        self._next -= freed
-        self._ahead += freed
+        ahead.next -= freed
+        ahead.count += freed
         if staying and not self.size % PAGE:
-            self._packed, self._spare, self._ahead = self._next, self._ahead, 0
-        surplus = min((len(words) - len(kept)) * PAGE, self._promised)
-        self._promised -= surplus
-        self._arena.unreserve(surplus)
+            ahead.packed, ahead.spare, ahead.count = ahead.next, ahead.count, 0
+        ahead.unneeded((len(words) - len(kept)) * PAGE)
         self.pool.reclaimer.schedule()
 
     # Reading
@@ -336,6 +287,7 @@ class Image(Readable):
         if self.dropped:
             return 0
         self.dropped = True
+        self._room = NO_ROOM
         freed = self.memory
         self._give_back()
         return freed
@@ -393,7 +345,7 @@ class Image(Readable):
         if self.dropped and not self.readers:
             self.pool.reclaimer.reclaim(numbers(self.table.slice(0, len(self.table)), Kind.HELD), self.index)
             self._arena.forget(ENTRY * len(self.table))
-            self._return_room()
+            self._end_growing()
             if self.spill is not None:
                 self.spill.leave(self)
             self.table.clear()

@@ -45,7 +45,6 @@ class Readable:
     """The bytes of an image.
 
     @ivar size: bytes so far.
-    @ivar table: its pages.
     @ivar pool: the memory of all images.
     @ivar spill: where its SPILLED pages are.
     """
@@ -53,10 +52,15 @@ class Readable:
     def __init__(self, memory: Memory, name: str) -> None:
         self.name = name
         self.size = 0
-        self.table = PageTable()
+        self._table = PageTable()
         self.pool = memory
         self.spill: Spill | None = None
         self._arena = memory.arena
+
+    @property
+    def table(self) -> PageTable:
+        """Its pages."""
+        return self._table
 
     def piece(self, offset: int) -> Piece:
         """The run of bytes from `offset` (below `size`) on.

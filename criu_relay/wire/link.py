@@ -10,6 +10,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from criu_relay.errors import Invalid, ProtocolError
 from criu_relay.wire import link_pb2
+from criu_relay.wire.extents import ExtentMemory
 from criu_relay.wire.framing import LENGTH
 from criu_relay.wire.messages import parse
 from criu_relay.wire.names import check_label, check_name, from_peer, plain
@@ -94,6 +95,7 @@ class FrameHandler(Protocol):
     def frame_received(self, frame: link_pb2.Frame) -> PayloadSink | None:
         """A header is complete and valid.
 
+        @param frame: yours until you return: the next extent may come in the same object.
         @return: where its payload goes, if it has one; None: the payload is dropped.
         """
 
@@ -328,8 +330,17 @@ class FrameReader(PayloadReader):
     def __init__(self, handler: FrameHandler) -> None:
         super().__init__(WHAT, MAX_HEADER)
         self._handler = handler
+        self._extents = ExtentMemory()
 
     def _header(self, body: bytes) -> tuple[int, PayloadSink | None]:
+        frame = self._extents.again(body)
+        if frame is None:
+            return self._parsed(body)
+        payload = frame.payload
+        _in_image(frame.extent.offset, payload, "extent.offset")
+        return payload, self._handler.frame_received(frame)
+
+    def _parsed(self, body: bytes) -> tuple[int, PayloadSink | None]:
         frame = parse(link_pb2.Frame, body, WHAT)
         payload = frame.payload
         if payload > MAX_PAYLOAD:
@@ -340,4 +351,6 @@ class FrameReader(PayloadReader):
                 raise ProtocolError(f"{WHAT}: it has no body")
             return payload, None
         _check(frame, kind)
+        if kind == "extent" and payload == MAX_PAYLOAD:  # more like it are to come
+            self._extents.keep(body, frame)
         return payload, self._handler.frame_received(frame)

@@ -13,6 +13,10 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from criu_relay.errors import ProtocolError
 from criu_relay.wire.framing import LENGTH, checked_length
 
+LARGE = 64 << 10
+"""Behind a payload of so many bytes no more is received with it than a header like its own takes: the beginning of
+another payload that came there would have to be copied to its place, which is worth a system call for small ones."""
+
 
 class PayloadSink(Protocol):
     """Where the payload of one frame goes."""
@@ -75,6 +79,7 @@ class PayloadReader(abc.ABC):
         self._sink: PayloadSink | None = None
         self._remaining = 0  # payload bytes to come, or in scratch
         self._offered = 0  # bytes of the sink's room that buffers() gave out
+        self._behind = len(self._scratch)  # bytes that are received behind the payload
         self._kept = bytearray()  # fed, but there was no place for it
         self._busy = False
         self._error: Exception | None = None
@@ -152,7 +157,8 @@ class PayloadReader(abc.ABC):
 
     def _offer(self) -> list[memoryview]:
         self._offered = 0
-        self._handle()
+        if self._end > self._start:
+            self._handle()
         if self._remaining and self._end > self._start:
             return []
         if self._start:
@@ -166,7 +172,7 @@ class PayloadReader(abc.ABC):
         if room is None:
             return []
         self._offered = len(room)
-        return [room, scratch] if self._offered == self._remaining else [room]
+        return [room, scratch[: self._behind]] if self._offered == self._remaining else [room]
 
     def _room(self, sink: PayloadSink) -> memoryview | None:
         room = sink.room(self._remaining)
@@ -180,7 +186,8 @@ class PayloadReader(abc.ABC):
         self._end += count - filled
         if filled:
             self._filled(filled)
-        self._handle()
+        if self._end > self._start:
+            self._handle()
 
     def _filled(self, count: int) -> None:
         """Payload bytes are where they belong."""
@@ -228,6 +235,7 @@ class PayloadReader(abc.ABC):
         start = self._start + LENGTH.size
         self._start = start + length
         self._remaining, self._sink = self._header(bytes(self._scratch[start : self._start]))
+        self._behind = LENGTH.size + length if self._remaining >= LARGE else len(self._scratch)
         if not self._remaining and self._sink is not None:
             sink, self._sink = self._sink, None
             sink.done()

@@ -196,6 +196,27 @@ def test_a_frame_has_one_room_wherever_the_one_before_ended(first: int) -> None:
     assert owner.settle() == 0
 
 
+@pytest.mark.parametrize("dedup", Dedup)
+def test_what_was_begun_is_in_the_table_whenever_it_is_looked_at(dedup: Dedup) -> None:
+    """Pages are entered some at a time, and nobody can tell."""
+    looked, unseen = (Owner(dedup=dedup).image() for _ in range(2))
+    for step in (1, SMALLEST - 1, SMALLEST, MIB, 3 * MIB + 5, MIB):
+        for image in (looked, unseen):
+            append(image, b"x" * step, expected=MIB)
+        assert len(looked.table) == -(-looked.size // SMALLEST)
+    assert looked.table.pages == unseen.table.pages
+    for image in (looked, unseen):
+        for offset in range(0, image.size, MIB):
+            assert read_bytes(image, offset, MIB) == b"x" * min(MIB, image.size - offset)
+
+
+def test_pages_that_were_begun_go_back_with_the_others(owner: Owner) -> None:
+    image = owner.image()
+    append(image, pattern(2 * MIB + 5), expected=MIB)
+    assert image.drop() == 2 * MIB + SMALLEST
+    assert owner.settle() == 0
+
+
 def test_append_goes_on_where_it_ended(owner: Owner) -> None:
     image = owner.image()
     append(image, b"abc")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criu_relay.errors import ProtocolError
-from criu_relay.wire.payload import PayloadReader
+from criu_relay.wire.payload import LARGE, PayloadReader
 from tests.wire.support import Sink, pieces, prefix
 
 LIMIT = 64
@@ -70,6 +70,19 @@ def test_header_first_then_payload_and_the_next_header():
     assert put(reader, b"a" * 40 + message(3, b"b") + prefix(b"d2") + b"xx" + message(0)) == b""
     assert reader.payloads == [b"a" * 100, b"bbb", b""]
     assert reader.at_boundary
+
+
+def test_behind_a_large_payload_comes_a_header_like_its_own_and_no_payload_that_would_be_copied():
+    reader = Reader()
+    header = prefix(str(LARGE).encode())
+    put(reader, header)
+    room, scratch = reader.buffers()
+    assert (len(room), len(scratch)) == (LARGE, len(header))
+    assert put(reader, b"a" * LARGE + header + b"b" * LARGE) == b"b" * LARGE
+    assert len(reader.sinks) == 2, "its header came with what was before it"
+    put(reader, b"b" * LARGE + prefix(str(LARGE - 1).encode()))
+    room, scratch = reader.buffers()
+    assert (len(room), len(scratch)) == (LARGE - 1, 4 + LIMIT)
 
 
 def test_payload_goes_to_the_sink_s_own_memory():
