@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorTime
 from twisted.logger import Logger
@@ -31,12 +31,15 @@ BYTES_PER_TURN = (1 << 20) + GATHERED
 """What one turn of the reactor moves at most in each direction: the largest payload, with what is gathered in front of
 it. The last bytes of a payload would cost a turn of their own, which is as much as all the others."""
 
+LINGER = BYTES_PER_TURN // 2
+"""Who has sent more than this in a turn is asked in the next one whether there is more: it would take a turn longer to
+be told of what comes at its beginning."""
+
 STOLEN = "somebody else reads the pipe of an image"
 """What was offered out of a pipe is not there: the link breaks, because the frame's length is told already."""
 
 
-@dataclass(frozen=True)
-class MemfdRange:
+class MemfdRange(NamedTuple):
     """A payload: bytes of a memfd, and the same bytes mapped."""
 
     fd: int
@@ -84,30 +87,25 @@ class PipeRange:
         self.abandoned = True
 
 
-@dataclass(frozen=True)
 class OutFrame:
-    """One frame to be sent."""
+    """One frame to be sent.
 
-    header: bytes
-    payload: MemfdRange | PipeRange | bytes | None = None
+    @ivar header: bytes; C{payload}: what comes behind them, C{payload_size} bytes when the frame was made.
+    @ivar size: bytes of both.
+    """
 
-    @property
-    def size(self) -> int:
-        """Bytes of header and payload."""
-        return len(self.header) + self.payload_size
+    __slots__ = ("header", "payload", "payload_size", "size")
 
-    @property
-    def payload_size(self) -> int:
-        """In bytes."""
-        match self.payload:
-            case None:
-                return 0
-            case MemfdRange(view=view):
-                return len(view)
-            case PipeRange(count=count):
-                return count
-            case data:
-                return len(data)
+    def __init__(self, header: bytes, payload: MemfdRange | PipeRange | bytes | None = None) -> None:
+        self.header = header
+        self.payload = payload
+        if isinstance(payload, MemfdRange):
+            self.payload_size = len(payload.view)
+        elif isinstance(payload, PipeRange):
+            self.payload_size = payload.count
+        else:
+            self.payload_size = len(payload or b"")
+        self.size = len(header) + self.payload_size
 
 
 class FrameSource(Protocol):
@@ -223,6 +221,8 @@ class SocketFrameWriter(_Writer):
                 if not self._head and self._payload is None and not self._gather():
                     self._unregister()
                     self._source.drained()
+                    if most <= LINGER and self._soon is None and not self._stopped:
+                        self._soon = self._clock.callLater(0, self._begin)
                     return
                 if most <= 0:
                     break

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, IReactorFDSet, IReadDescriptor
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorFDSet, IReactorTime, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -31,12 +31,22 @@ PIECE = 4096
 class DescriptorSource:
     """Reads one pipe or socket to its end into one image, pausing while the image has no room."""
 
-    def __init__(self, reactor: IReactorFDSet, fd: int, sink: IImageSink, finished: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        reactor: IReactorFDSet,
+        clock: IReactorTime,
+        fd: int,
+        sink: IImageSink,
+        finished: Callable[[], None],
+    ) -> None:
         """
+        @param clock: of the reactor's turns.
         @param fd: the read end of a pipe, or a stream socket; ours from now on.
         @param finished: called once, at the end or at a failure.
         """
         self._reactor = reactor
+        self._clock = clock
+        self._soon: IDelayedCall | None = None
         self._fd = fd
         self._sink = sink
         self._finished = finished
@@ -70,7 +80,10 @@ class DescriptorSource:
         """The image has room (again)."""
         if self.active:
             self._paused = False
-            self._reactor.addReader(self)
+            if self._passing is not None and self._full >= FULL_TIMES:
+                self._soon = self._soon or self._clock.callLater(0, self._look_again)
+            else:
+                self._reactor.addReader(self)
 
     def pauseProducing(self) -> None:
         """The image is full: what comes waits in the pipe, and stops its writer there."""
@@ -90,6 +103,20 @@ class DescriptorSource:
         """For Twisted's log."""
         return "image source"
 
+    def _look_again(self) -> None:
+        """What was offered has left, and there is most often more: to be told so by the reactor would take longer."""
+        self._soon = None
+        if self._paused:
+            return
+        try:
+            waiting = readable_bytes(self._fd)
+            if waiting:
+                self._read(waiting, BYTES_PER_TURN)
+            else:
+                self._reactor.addReader(self)
+        except (OSError, RelayError) as error:
+            self._fail(error)
+
     def doRead(self) -> None:
         """Something can be read: at most 1 MiB of it, also where it comes in smaller pieces."""
         left = BYTES_PER_TURN
@@ -103,7 +130,10 @@ class DescriptorSource:
         except BlockingIOError:
             return
         except (OSError, RelayError) as error:
-            self.abort(f"cannot read the image: {error}")
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.abort(f"cannot read the image: {error}")
 
     def _look_for_end(self) -> int:
         """Nothing waits: that may be the end, which has come with the last bytes of what is small. The bytes that came
@@ -160,6 +190,9 @@ class DescriptorSource:
         self.doRead()
 
     def _close(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         self._reactor.removeReader(self)
         os.close(self._fd)
         self._fd = -1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy
 
@@ -24,49 +25,22 @@ Run = tuple[int, bool]
 """Bytes of an image, and whether they are zeros that are left out."""
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """The payload of one frame, and what is left out of it.
 
-    @ivar chunk: what it is of; `last`: nothing follows of that.
+    @ivar last: nothing follows of its chunk.
     @ivar offset: of its first byte in the image.
-    @ivar start: of its payload in the extent.
+    @ivar payload: bytes of the extent that it takes; C{cost}: of the cache's memory.
+    @ivar range: where the payload lies; None: there is none.
+    @ivar told: its runs as an extent tells of them: bytes of payload and of zeros in turn; empty: there are no zeros.
     """
 
-    chunk: Chunk
     last: bool
     offset: int
-    start: int
-    runs: tuple[Run, ...]
-
-    @property
-    def payload(self) -> int:
-        """Bytes of the extent."""
-        return sum(count for count, zeros in self.runs if not zeros)
-
-    @property
-    def length(self) -> int:
-        """Bytes of the image."""
-        return sum(count for count, _ in self.runs)
-
-    @property
-    def cost(self) -> int:
-        """Bytes of the cache's memory."""
-        return wire.extent_cost(self.offset, self.payload, self.length - self.payload)
-
-    @property
-    def told(self) -> list[int]:
-        """The runs as an extent tells of them: bytes of payload and of zeros in turn; empty when there are no zeros."""
-        if self.payload == self.length:
-            return []
-        return ([0] if self.runs[0][1] else []) + [count for count, _ in self.runs]
-
-    @property
-    def range(self) -> MemfdRange | None:
-        """Where the payload lies; None: there is none."""
-        extent, count = self.chunk.extent, self.payload
-        view = extent.view[self.start : self.start + count]
-        return MemfdRange(extent.fd, extent.offset + self.start, view) if count else None
+    payload: int
+    cost: int
+    range: MemfdRange | None
+    told: Sequence[int]
 
 
 @dataclass(eq=False)
@@ -115,7 +89,7 @@ class Chunk:
             self._looked = end
             return 0
         empty = zero_rows(rows(view[begin:end]))
-        kept = count - int(numpy.count_nonzero(empty))
+        kept = count - len(empty.nonzero()[0])
         self._looked = begin + kept * wire.PAGE
         if kept == count:
             return 0
@@ -137,26 +111,32 @@ class Chunk:
 
     def take(self, credit: int) -> Part | None:
         """What is not sent yet, as far as that costs no more than `credit`; None: not even a page does."""
-        taken: list[Run] = []
-        at = self.offset
+        told: list[int] = []
+        begin, start, left = self.offset, self.start, credit
         while self._runs:
-            count, zeros = self._runs.popleft()
-            pages = credit // (wire.ENTRY if zeros else wire.ENTRY + wire.PAGE)
-            most = min(count, -at % wire.PAGE + pages * wire.PAGE)
-            if most:
-                taken.append((most, zeros))
-                credit -= wire.extent_cost(at, 0 if zeros else most, most if zeros else 0)
-                at += most
-            if most < count:
-                self._runs.appendleft((count - most, zeros))
-                break
-        if not taken:
+            count, zeros = self._runs[0]
+            cost = wire.extent_cost(self.offset, 0 if zeros else count, count if zeros else 0)
+            if cost > left:
+                pages = left // (wire.ENTRY if zeros else wire.ENTRY + wire.PAGE)
+                count = -self.offset % wire.PAGE + pages * wire.PAGE
+                if not count:
+                    break
+                cost = wire.extent_cost(self.offset, 0 if zeros else count, count if zeros else 0)
+                self._runs[0] = self._runs[0][0] - count, zeros
+            else:
+                self._runs.popleft()
+            told += [0, count] if zeros and not told else [count]
+            left -= cost
+            self.offset += count
+            if not zeros:
+                self.start += count
+        if not told:
             return None
-        part = Part(self, not self._runs, self.offset, self.start, tuple(taken))
-        self.offset = at
-        self.start += part.payload
+        payload = self.start - start
         self._looked = max(self._looked, self.start)
-        return part
+        place = MemfdRange(self.extent.fd, self.extent.offset + start, self.extent.view[start : self.start])
+        sparse = payload < self.offset - begin
+        return Part(not self._runs, begin, payload, credit - left, place if payload else None, told if sparse else ())
 
     def _extend(self, count: int, zeros: bool) -> None:
         """So many bytes more at the end, or fewer."""

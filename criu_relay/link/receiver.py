@@ -169,11 +169,14 @@ class Receiver:
             session.connection.send(link_pb2.Frame(restored=link_pb2.Restored(migration=session.restored.pop())))
 
     def credited(self, migration: bytes, total: int) -> None:
-        """There is memory for more of a migration: so much in all."""
+        """There is memory for more of a migration: so much in all. What came is acknowledged with it: two frames that
+        come together cost a proxy little more than one."""
         for session in self._sessions:
             if migration in session.migrations and session.connection is not None:
                 body = link_pb2.Credit(migration=migration, bytes=total)
                 session.connection.send(link_pb2.Frame(credit=body))
+                if session.frames > session.acknowledged:
+                    self._acknowledge(session)
 
     def refuse(self, session: Session, migration: bytes, error: RelayError) -> None:
         """This migration cannot go on; the link and the others can."""

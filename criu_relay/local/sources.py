@@ -43,7 +43,7 @@ class Sources:
         try:
             if data:
                 sink.write(data)
-            source = DescriptorSource(self._reactor, descriptor, sink, finished)
+            source = DescriptorSource(self._reactor, self._reactor, descriptor, sink, finished)
         except RelayError as error:
             os.close(descriptor)
             sink.fail(error.reason)

@@ -65,6 +65,7 @@ class ExtentMemory:
     """Knows the header of an extent that was parsed and checked again when it comes with another offset."""
 
     def __init__(self) -> None:
+        self._size = 0
         self._beginning = b""
         self._frame = link_pb2.Frame()
 
@@ -73,11 +74,12 @@ class ExtentMemory:
         body = frame.extent
         known = _frame(body.migration, body.image, body.offset, frame.payload)
         if known.SerializeToString() == header:
-            self._beginning, self._frame = header[: -len(varint(body.offset))], known
+            self._size, self._frame = len(header), known
+            self._beginning = header[: -len(varint(body.offset))]
 
     def again(self, header: bytes) -> link_pb2.Frame | None:
         """The frame of a header, the same object each time; None: it must be parsed. Its offset may be too large."""
-        if not self._beginning or not header.startswith(self._beginning):
+        if len(header) != self._size or not header.startswith(self._beginning):
             return None
         offset = number_of(header[len(self._beginning) :])
         if offset is None:

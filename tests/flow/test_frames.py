@@ -240,6 +240,20 @@ def test_wake_twice_registers_once(pair: Any, memory: Any) -> None:
     assert frames.drains == 1
 
 
+@pytest.mark.parametrize(("sent", "asked"), [(MIB, True), (LARGE, False)])
+def test_who_has_sent_much_is_asked_again_in_the_next_turn(pair: Any, memory: Any, sent: int, asked: bool) -> None:
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
+    transport, frames = Transport(pair[0]), Frames([OutFrame(b"h", memory(bytes(sent)))])
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    transport.wake(writer)
+    data = pump(transport, pair[1], lambda: frames.drains > 0)
+    frames.frames.append(OutFrame(b"unannounced"))
+    assert transport.clock.turn() is asked
+    assert (data + received(pair[1])).endswith(b"unannounced") is asked
+    assert transport.clock.turn() is False, "that was little"
+    writer.stop()
+
+
 def test_what_comes_in_one_turn_of_the_reactor_leaves_together(pair: Any, memory: Any) -> None:
     """A small image, its end and the next one are one send."""
     sends: list[int] = []

@@ -12,14 +12,16 @@ import pytest
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPushProducer, IReadDescriptor
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from criu_relay.errors import RelayError
+from criu_relay.errors import Aborted, RelayError
 from criu_relay.flow import source as module
 from criu_relay.flow import ways
-from criu_relay.flow.pipes import LARGE_PIPE, readable_bytes
+from criu_relay.flow.pipes import DEFAULT_PIPE, LARGE_PIPE, readable_bytes
 from criu_relay.flow.source import BYTES_PER_TURN, FULL_TIMES, PIECE, DescriptorSource
-from criu_relay.interfaces import Room
+from criu_relay.interfaces import IPassingSink, Room
 from tests.flow.support import MIB, FakeReactor, Sink, no_descriptor_left
 
 
@@ -33,9 +35,10 @@ class Pipe:
             ours, theirs = socket.socketpair()
             self.reading, self.writing = ours.detach(), theirs.detach()
         self.reactor = FakeReactor()
+        self.clock = Clock()
         self.sink = sink
         self.finished = 0
-        self.source = DescriptorSource(self.reactor, self.reading, sink, self._finish)
+        self.source = DescriptorSource(self.reactor, self.clock, self.reading, sink, self._finish)
         os.set_blocking(self.writing, False)
 
     def _finish(self) -> None:
@@ -244,7 +247,7 @@ def test_a_refusing_image(pipe: Pipe) -> None:
 
 def test_a_descriptor_that_cannot_be_read() -> None:
     sink, reactor, done = Sink(), FakeReactor(), []
-    source = DescriptorSource(reactor, os.open("/", os.O_RDONLY), sink, lambda: done.append(1))
+    source = DescriptorSource(reactor, Clock(), os.open("/", os.O_RDONLY), sink, lambda: done.append(1))
     source.start()
     source.doRead()
     assert sink.calls[1].startswith("fail: cannot read the image")
@@ -292,6 +295,81 @@ def test_a_full_pipe_is_enlarged_once() -> None:
     pipe.close()
 
 
+@implementer(IPassingSink)
+class Passing(Sink):
+    """Takes what is offered, and lets go on who offered it when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offers: list[int] = []
+
+    def offer(self, fd: int, count: int) -> None:
+        if self.error is not None:
+            raise self.error
+        self.offers.append(count)
+
+    def take(self, fd: int) -> None:
+        """What was offered leaves."""
+        os.read(fd, self.offers[-1])
+        self.producer.resumeProducing()
+
+
+@pytest.fixture
+def passing() -> Iterator[Pipe]:
+    """A source that has offered two full pipes, of which both have left."""
+    pipe = Pipe(Passing())
+    pipe.source.start()
+    for _ in range(FULL_TIMES):
+        assert pipe.reactor.readers == [pipe.source]
+        os.write(pipe.writing, bytes(DEFAULT_PIPE))
+        pipe.source.doRead()
+        assert pipe.reactor.readers == []
+        pipe.sink.take(pipe.reading)
+    yield pipe
+    assert pipe.clock.getDelayedCalls() == []
+    pipe.close()
+    assert pipe.clock.getDelayedCalls() == []
+
+
+def test_what_waits_in_a_large_image_s_pipe_is_offered_without_the_reactor_saying_so(passing: Pipe) -> None:
+    os.write(passing.writing, bytes(5000))
+    assert passing.reactor.readers == []
+    passing.clock.advance(0)
+    assert passing.sink.offers == [DEFAULT_PIPE, DEFAULT_PIPE, 5000]
+    assert passing.reactor.readers == []
+    passing.sink.take(passing.reading)
+    passing.clock.advance(0)
+    assert passing.reactor.readers == [passing.source], "nothing waits: the reactor says when something comes"
+
+
+def test_the_end_of_a_passed_image_comes_from_the_reactor(passing: Pipe) -> None:
+    passing.close_writer()
+    passing.clock.advance(0)
+    assert passing.finished == 0
+    passing.source.doRead()
+    assert (passing.finished, passing.sink.calls) == (1, ["unregister", "end"])
+
+
+def test_who_is_paused_or_over_does_not_look_again(passing: Pipe) -> None:
+    os.write(passing.writing, b"more")
+    passing.source.pauseProducing()
+    passing.clock.advance(0)
+    assert passing.sink.offers == [DEFAULT_PIPE] * 2
+    passing.source.resumeProducing()
+    passing.source.resumeProducing()
+    assert len(passing.clock.getDelayedCalls()) == 1
+    passing.source.abort("the link is lost")
+    assert passing.clock.getDelayedCalls() == []
+
+
+def test_an_offer_that_is_refused_ends_the_image(passing: Pipe) -> None:
+    os.write(passing.writing, b"more")
+    passing.sink.error = Aborted("the migration is over")
+    passing.clock.advance(0)
+    assert passing.sink.calls == ["unregister", "fail: cannot read the image: the migration is over"]
+    assert passing.finished == 1
+
+
 @pytest.mark.parametrize("size", [0, 1, 65536, 5 * MIB + 3])
 def test_with_the_real_epoll(size: int) -> None:
     reactor = EPollReactor()
@@ -299,7 +377,7 @@ def test_with_the_real_epoll(size: int) -> None:
     sink, done = Sink(), []
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    source = DescriptorSource(reactor, reading, sink, lambda: done.append(1))
+    source = DescriptorSource(reactor, reactor, reading, sink, lambda: done.append(1))
     source.start()
     data = memoryview(bytes(range(256)) * (size // 256 + 1))[:size]
     sent = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 import pytest
+from twisted.internet.task import Clock
 
 from criu_relay.flow import serve, vectors
 from criu_relay.flow.frame_reader import SocketFrameReader
@@ -124,7 +125,7 @@ def test_the_plain_way_may_fail_as_well() -> None:
 def test_read_instead_of_readv(kind: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing = refuse(monkeypatch, "readv", times)
     ends, sink, reactor = End(kind), Sink(piece=3000), FakeReactor()
-    source = DescriptorSource(reactor, ends.theirs, sink, lambda: None)
+    source = DescriptorSource(reactor, Clock(), ends.theirs, sink, lambda: None)
     source.start()
     data = os.urandom(20_000)
     for at in range(0, len(data), 5000):

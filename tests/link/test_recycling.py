@@ -170,7 +170,7 @@ class Joined:
         for name, content in (("pages-1.img", data), ("inventory.img", b"inventory")):
             over: list[int] = []
             DescriptorSource(
-                self.reactors[0], filled(source, content), outgoing.open_image(1, name, Mode.REPLACE),
+                self.reactors[0], self.reactors[0], filled(source, content), outgoing.open_image(1, name, Mode.REPLACE),
                 lambda over=over: over.append(1),
             ).start()  # fmt: skip
             self.turn_until(lambda over=over: over or lost)

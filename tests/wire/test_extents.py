@@ -108,6 +108,14 @@ def test_a_reader_says_of_a_header_what_one_says_that_saw_none_before(first: int
     assert (said[1:], wrong) == (alone, wrong_alone)
 
 
+def test_an_offset_that_is_cut_is_none() -> None:
+    """The length of the extent, in front, is that of the header before."""
+    known = extent(128).SerializeToString()
+    cut = known[:-2] + b"\x01"
+    assert read(known, cut) == (read(known)[0], read(cut)[1])
+    assert "it ends in the middle of a field" in read(cut)[1]
+
+
 def test_an_offset_beyond_the_largest_image_is_refused_the_second_time_too() -> None:
     most = MAX_SIZE - MAX_PAYLOAD
     known, good, bad = (extent(offset).SerializeToString() for offset in (most - 1, most, most + 1))
