@@ -54,14 +54,15 @@ class DescriptorSource:
         self._paused = True
         self._way = Way(CRIU, readv, read)
         self._passing: IPassingSink | None = None
-        if stat.S_ISFIFO(os.fstat(fd).st_mode) and IPassingSink.providedBy(sink):
+        if IPassingSink.providedBy(sink) and stat.S_ISFIFO(os.fstat(fd).st_mode):
             self._passing = sink
 
     def start(self) -> None:
-        """Begin to read."""
+        """Begin to read, at once: a small image is often all there, and the reactor need not know of its pipe."""
         os.set_blocking(self._fd, False)
         self._sink.registerProducer(self, True)
-        self.resumeProducing()
+        self._paused = False
+        self._look()
 
     @property
     def active(self) -> bool:
@@ -81,7 +82,8 @@ class DescriptorSource:
         if self.active:
             self._paused = False
             if self._passing is not None and self._full >= FULL_TIMES:
-                self._soon = self._soon or self._clock.callLater(0, self._look_again)
+                # What was offered has left, and most often there is more: to be told so would take longer.
+                self._soon = self._soon or self._clock.callLater(0, self._look)
             else:
                 self._reactor.addReader(self)
 
@@ -103,19 +105,13 @@ class DescriptorSource:
         """For Twisted's log."""
         return "image source"
 
-    def _look_again(self) -> None:
-        """What was offered has left, and there is most often more: to be told so by the reactor would take longer."""
+    def _look(self) -> None:
+        """Take what waits; what comes later the reactor tells."""
         self._soon = None
-        if self._paused:
-            return
-        try:
-            waiting = readable_bytes(self._fd)
-            if waiting:
-                self._read(waiting, BYTES_PER_TURN)
-            else:
-                self._reactor.addReader(self)
-        except (OSError, RelayError) as error:
-            self._fail(error)
+        if not self._paused:
+            self.doRead()
+        if self.active and not self._paused:
+            self._reactor.addReader(self)
 
     def doRead(self) -> None:
         """Something can be read: at most 1 MiB of it, also where it comes in smaller pieces."""
@@ -130,10 +126,7 @@ class DescriptorSource:
         except BlockingIOError:
             return
         except (OSError, RelayError) as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        self.abort(f"cannot read the image: {error}")
+            self.abort(f"cannot read the image: {error}")
 
     def _look_for_end(self) -> int:
         """Nothing waits: that may be the end, which has come with the last bytes of what is small. The bytes that came
@@ -174,7 +167,7 @@ class DescriptorSource:
         """Read what there is, and what comes meanwhile: a socket gives less at once than goes into one frame."""
         filled = count = self._way(self._fd, view)
         with contextlib.suppress(BlockingIOError):
-            while count and filled < len(view) and readable_bytes(self._fd):
+            while count and filled < len(view):
                 count = self._way(self._fd, view[filled:])
                 filled += count
         return filled

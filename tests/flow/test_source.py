@@ -229,7 +229,6 @@ def test_a_room_larger_than_a_turn_is_not_filled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "readv", lambda fd, buffers: sum(map(len, buffers)))
     os.write(pipe.writing, b"x")
     pipe.source.start()
-    pipe.source.doRead()
     assert counts == [BYTES_PER_TURN]
     pipe.close()
 
@@ -274,6 +273,33 @@ def test_stop_producing_is_an_abort(pipe: Pipe) -> None:
     pipe.source.stopProducing()
     assert pipe.sink.calls[1] == "fail: the image is not wanted any more"
     assert pipe.source.logPrefix()
+
+
+@pytest.mark.parametrize("size", [0, 1, 60_000])
+def test_a_small_image_that_is_all_there_is_read_at_once(pipe: Pipe, size: int) -> None:
+    os.write(pipe.writing, bytes(size))
+    pipe.close_writer()
+    pipe.source.start()
+    assert pipe.sink.data == bytes(size)
+    assert (pipe.sink.calls, pipe.finished, pipe.reactor.readers) == (["unregister", "end"], 1, [])
+
+
+def test_what_is_not_all_there_is_read_when_it_comes(pipe: Pipe) -> None:
+    os.write(pipe.writing, b"the beginning")
+    pipe.source.start()
+    assert pipe.sink.data == b"the beginning"
+    assert (pipe.finished, pipe.reactor.readers) == (0, [pipe.source])
+
+
+def test_who_has_no_room_when_it_starts_waits_for_it() -> None:
+    pipe = Pipe(Sink(space=0))
+    os.write(pipe.writing, b"later")
+    pipe.source.start()
+    assert pipe.reactor.readers == []
+    pipe.sink.space = MIB
+    pipe.source.resumeProducing()
+    assert pipe.reactor.readers == [pipe.source]
+    pipe.close()
 
 
 def test_a_full_pipe_is_enlarged_once() -> None:
@@ -342,11 +368,9 @@ def test_what_waits_in_a_large_image_s_pipe_is_offered_without_the_reactor_sayin
     assert passing.reactor.readers == [passing.source], "nothing waits: the reactor says when something comes"
 
 
-def test_the_end_of_a_passed_image_comes_from_the_reactor(passing: Pipe) -> None:
+def test_the_end_of_a_passed_image_is_seen_when_it_looks_again(passing: Pipe) -> None:
     passing.close_writer()
     passing.clock.advance(0)
-    assert passing.finished == 0
-    passing.source.doRead()
     assert (passing.finished, passing.sink.calls) == (1, ["unregister", "end"])
 
 
