@@ -30,6 +30,8 @@ class Kind(enum.IntEnum):
     DISCARDED = 5
 
 
+_KINDS = tuple(Kind)  # looked up by number: an enum takes ten times as long to find one
+
 NUMBERED = (Kind.HELD, Kind.SPILLED)
 
 
@@ -48,7 +50,7 @@ class PageTable:
 
     def __init__(self) -> None:
         self._entries = array("Q")
-        self.pages = [0] * len(Kind)
+        self.pages = [0] * len(_KINDS)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -81,16 +83,16 @@ class PageTable:
     def replace(self, start: int, entries: numpy.ndarray) -> None:
         """Change the entries from `start` on."""
         old = self.slice(start, start + len(entries))
-        for kind, count in enumerate(numpy.bincount(kinds(old), minlength=len(Kind)).tolist()):
+        for kind, count in enumerate(numpy.bincount(kinds(old), minlength=len(_KINDS)).tolist()):
             self.pages[kind] -= count
-        for kind, count in enumerate(numpy.bincount(kinds(entries), minlength=len(Kind)).tolist()):
+        for kind, count in enumerate(numpy.bincount(kinds(entries), minlength=len(_KINDS)).tolist()):
             self.pages[kind] += count
         numpy.frombuffer(self._entries, numpy.uint64)[start : start + len(entries)] = entries
 
     def at(self, index: int) -> tuple[Kind, int]:
         """What one page is, and its number."""
         found = self._entries[index]
-        return Kind(found >> _SHIFT), found & (1 << _SHIFT) - 1
+        return _KINDS[found >> _SHIFT], found & (1 << _SHIFT) - 1
 
     @property
     def last(self) -> int:
@@ -108,7 +110,7 @@ class PageTable:
     def clear(self) -> None:
         """There are no pages any more."""
         del self._entries[:]
-        self.pages = [0] * len(Kind)
+        self.pages = [0] * len(_KINDS)
 
 
 _NONE = numpy.zeros(0, numpy.uint64)
