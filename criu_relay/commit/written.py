@@ -39,6 +39,7 @@ class WrittenImage:
         self._arrived = arrived
         self._refusal = refusal
         self._sink: IImageSink
+        self._passing: IPassingSink
 
     @property
     def refusal(self) -> RelayError:
@@ -51,6 +52,7 @@ class WrittenImage:
         self.complete = False
         if IPassingSink.providedBy(sink):
             alsoProvides(self, IPassingSink)
+            self._passing = sink
         if from_start:
             self.size = 0
 
@@ -74,9 +76,8 @@ class WrittenImage:
 
     def offer(self, fd: int, count: int) -> None:
         """See L{IPassingSink.offer}; only when the outlet's sink provides it."""
-        assert IPassingSink.providedBy(self._sink)
         self._add(count)
-        self._sink.offer(fd, count)
+        self._passing.offer(fd, count)
 
     def write(self, data: Any) -> None:
         """See L{IImageSink}."""

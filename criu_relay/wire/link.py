@@ -196,7 +196,8 @@ def pack_runs(runs: Sequence[int]) -> bytes | None:
 
 def runs_of(body: link_pb2.Extent) -> tuple[int, ...]:
     """Bytes of payload, of zeros, of payload... of an extent; empty: no zeros."""
-    return struct.unpack(f"<{len(body.runs) // RUN_SIZE}I", body.runs)
+    runs = body.runs
+    return struct.unpack(f"<{len(runs) // RUN_SIZE}I", runs) if runs else ()
 
 
 def without(body: link_pb2.Extent, skip: int) -> tuple[int, tuple[int, ...]]:
