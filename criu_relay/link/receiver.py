@@ -25,8 +25,9 @@ COUNTED = ("namespace", "snapshot", "image", "extent", "image_end", "namespace_e
 """Kinds of frames that a session counts: the others are said anew on each link."""
 
 
-ACK_BYTES = 8 << 20
-"""So much payload is acknowledged at once: an acknowledgement costs each side as much as a frame."""
+ACK_BYTES = 12 << 20
+"""So much payload is acknowledged at once: an acknowledgement costs each side as much as a frame. Where there is memory,
+credit for more comes each 8 MiB, and it comes with that."""
 
 ACK_PART = 8
 """Or one in so many bytes of the proxy's window, if that is less: what is not acknowledged is missing there."""

@@ -58,7 +58,7 @@ def test_as_it_should_be() -> None:
     ("window", "together"), [(0, 32), (1, 1), (8 * QUARTER, 1), (8 * QUARTER + 1, 2), (24 * QUARTER, 3), (1 << 63, 32)]
 )
 def test_frames_are_acknowledged_together(window: int, together: int) -> None:
-    """Those that come soon after one another: 8 MiB, but not more than the proxy can do without."""
+    """Those that come soon after one another: with credit for more, and before the proxy misses them."""
     loop = Loop(window=window).connect()
     said = loop.cache
     begin = [
@@ -82,6 +82,24 @@ def test_frames_are_acknowledged_together(window: int, together: int) -> None:
     assert not said.heard()
 
 
+def test_what_came_is_acknowledged_with_the_credit_for_more() -> None:
+    loop = Loop(window=1 << 63).connect()
+    said = loop.cache
+    said.say(
+        Frame(namespace=link_pb2.Namespace(migration=FIRST, name="web")),
+        Frame(snapshot=link_pb2.Snapshot(migration=FIRST, index=1, label="")),
+        Frame(image=link_pb2.Image(migration=FIRST, image=1, snapshot=1, name="a", mode=link_pb2.REPLACE)),
+    )
+    loop.clock.advance(ACK_SECONDS)
+    said.heard()
+    told: list[list[str]] = []
+    for number in range(48):
+        extent = Frame(extent=link_pb2.Extent(migration=FIRST, image=1, offset=number * QUARTER), payload=QUARTER)
+        said.connection.dataReceived(wire.encode(extent) + bytes(QUARTER))
+        told.append([frame.WhichOneof("body") for frame, _ in said.heard()])
+    assert [kinds for kinds in told if kinds] == [["credit"], ["credit", "ack"]], "nothing had come before the first"
+
+
 @pytest.mark.parametrize("window", [0, 4 << 20])
 def test_why_is_known_when_who_writes_is_stopped(window: int) -> None:
     """Else somebody who puts an image in is told nothing but that it is over."""
@@ -100,14 +118,20 @@ def test_why_is_known_when_who_writes_is_stopped(window: int) -> None:
 
 def test_what_is_not_acknowledged_when_the_link_breaks_is_told_over_the_next() -> None:
     loop = Loop(patience=60.0).connect()
-    loop.outlet.begin(FIRST, "web", False, lambda error: None)
+    outgoing = loop.outlet.begin(FIRST, "web", False, lambda error: None)
+    outgoing.snapshot(1, "")
+    loop.pump()
+    outgoing.open_image(1, "a.img", Mode.REPLACE).write(b"some")
     while loop._move(UP):
         pass
+    (session,) = loop.receiver.links.values()
+    assert session.owed == len(b"some")
     loop.disconnect()
     assert not [call for call in loop.clock.getDelayedCalls() if call.getTime() <= loop.clock.seconds() + ACK_SECONDS]
     loop.connect()
     said = Parsed().feed(bytes(loop.record["down"]))
-    assert [frame.resume.frames for frame, _ in said.frames if frame.HasField("resume")][-1] == 1
+    assert [frame.resume.frames for frame, _ in said.frames if frame.HasField("resume")][-1] == session.frames == 4
+    assert session.owed == 0, "it was told"
 
 
 def test_an_abort() -> None:
