@@ -50,7 +50,7 @@ class Cache(Daemon):
         Idle(reactor, self.store.memory).setServiceParent(self)
         self.receiver = Receiver(self.store, self.counters, reactor, patience_of(settings))
         self.store.rejected = self.receiver.rejected
-        self.store.told_restored = self.receiver.restored
+        self.store.let_go = self.receiver.let_go
         self.store.credits.granted = self.receiver.credited
         self.attachments = Attachments(reactor, cache_dialects(reactor, self._restores_of), settings.allow_uids)
         self.store.attached = lambda name: any(a.namespace == name for a in self.attachments)

@@ -58,7 +58,7 @@ class Proxy(Daemon):
         self.dumps = Dumps(surroundings)
         if isinstance(self.outlet, LinkOutlet):
             self.outlet.linked = self.dumps.ask_again
-            self.outlet.restored = self.dumps.restored
+            self.outlet.let_go = self.dumps.let_go
         self.attachments = Attachments(reactor, proxy_dialects(reactor, self._dump_of), settings.allow_uids)
         self.dumps.listeners = lambda name: [a.listener for a in self.attachments if a.namespace == name]
         self.dumps.copies = lambda name: any(a.copy for a in self.attachments if a.namespace == name)

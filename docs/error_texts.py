@@ -216,6 +216,7 @@ ADVICE: dict[str, str] = {
     "namespace NAMESPACE is STATE": "criu-relay status says more",
     "REASON: the dump is over": "criu ended early: its dump.log says why",
     "namespace NAME stays held: REASON; HINT": _ITSELF,
+    "the copy in namespace NAME is lost: REASON": "the process runs on at its source: copy it again",
     "namespace NAME is lost: REASON": "the process is gone from its source and the cache has no images: start the service"
     " anew. A cache that is stopped loses what it holds",
     "there is no process PID": "it ended meanwhile: criu's dump.log says why",

@@ -64,7 +64,7 @@ class NamespaceDump:
         self._count = 0
         self._connected: list[IDumpClient] = []
         self._bound: dict[object, Migration] = {}
-        self._restored: Migration | None = None
+        self._let_go: Migration | None = None
 
     @property
     def newest(self) -> Migration | None:
@@ -178,16 +178,16 @@ class NamespaceDump:
 
     @property
     def committed(self) -> Migration | None:
-        """The newest that was, unless its process is known to run at the destination."""
+        """The newest that was, unless it is known to be restored at the destination, or discarded there."""
         newest = next((one for one in reversed(self.migrations) if one.state is State.COMMITTED), None)
-        return None if newest is self._restored else newest
+        return None if newest is self._let_go else newest
 
-    def restored(self, migration_id: bytes) -> None:
-        """The process of this migration runs at the destination."""
+    def let_go(self, migration_id: bytes) -> None:
+        """This migration was restored at the destination, or discarded there."""
         committed = self.committed
         if committed is not None and committed.id == migration_id:
-            self._restored = committed
-            committed.restored()
+            self._let_go = committed
+            committed.let_go()
 
     def recover(self, record: Record) -> None:
         """A migration of before a restart, permitted and not decided: the task and criu tell how it went on."""
@@ -328,10 +328,10 @@ class Dumps:
         for migration in sorted(committed, key=lambda one: one.decided_at or 0.0)[-KEPT:]:
             migration.ask_again()
 
-    def restored(self, migration: bytes) -> None:
-        """Its process runs at the destination: the cache says so."""
+    def let_go(self, migration: bytes) -> None:
+        """It was restored at the destination, or discarded there: the cache says so."""
         for dump in self.namespaces.values():
-            dump.restored(migration)
+            dump.let_go(migration)
 
     def under_way(self) -> list[str]:
         """The namespaces whose migration needs this daemon."""

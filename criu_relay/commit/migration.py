@@ -351,13 +351,16 @@ class Migration:
             self._missing("lost, unless it was restored before: the cache was started anew and has the images no more")
             self._at.counters.add(f"migrations_{self.state.value}")
 
-    def restored(self) -> None:
-        """Committed, and its process runs at the destination: the cache need not be asked after it."""
+    def let_go(self) -> None:
+        """Committed, and restored or discarded at the destination: the cache need not be asked after it."""
         self._permission.forget().addErrback(self._unexpected)
 
     def _missing(self, reason: str) -> None:
         self.reason = reason
-        self.log.critical("namespace {name} is lost: {why}", name=self.namespace, why=reason)
+        if self.copy:
+            self.log.error("the copy in namespace {name} is lost: {why}", name=self.namespace, why=reason)
+        else:
+            self.log.critical("namespace {name} is lost: {why}", name=self.namespace, why=reason)
         self._at.counters.failed(f"namespace {self.namespace}", Cause.PEER, reason)
         self.machine.feed(Event.UNKNOWN)
         self._permission.forget().addErrback(self._unexpected)

@@ -81,7 +81,7 @@ class LinkOutlet:
     """See L{IOutlet}; also the L{criu_relay.link.connection.LinkEnd} of the proxy.
 
     @ivar connection: the link that is there; None: none is.
-    @ivar restored: called with a migration whose process runs at the cache's host.
+    @ivar let_go: called with a migration that was restored at the cache's host, or discarded there.
     @ivar linked: called when the cache does not go on where an earlier link ended: it may be another one.
     """
 
@@ -108,7 +108,7 @@ class LinkOutlet:
         self._machine: Machine[State, Event] = Machine("the link", TABLE, State.DOWN, lambda state: None)
         self._patience = patience
         self.linked: Callable[[], None] = lambda: None
-        self.restored: Callable[[bytes], None] = lambda migration: None
+        self.let_go: Callable[[bytes], None] = lambda migration: None
         self._clock = clock
         self._counters = counters
         self._fetches = Fetches(reactor)
@@ -198,7 +198,7 @@ class LinkOutlet:
         elif kind == "error":
             self._refused(frame.error)
         elif kind == "restored":
-            self.restored(frame.restored.migration)
+            self.let_go(frame.restored.migration)
         elif kind == "fetched":
             return self._fetches.answered(frame)
         else:

@@ -26,8 +26,8 @@ COUNTED = ("namespace", "snapshot", "image", "extent", "image_end", "namespace_e
 
 
 ACK_BYTES = 12 << 20
-"""So much payload is acknowledged at once: an acknowledgement costs each side as much as a frame. Where there is memory,
-credit for more comes each 8 MiB, and it comes with that."""
+"""So much payload is acknowledged at once: an acknowledgement costs each side as much as a frame. Where there is
+memory, credit for more comes each 8 MiB, and it comes with that."""
 
 ACK_PART = 8
 """Or one in so many bytes of the proxy's window, if that is less: what is not acknowledged is missing there."""
@@ -70,7 +70,7 @@ class Receiver:
         for migration, name, size in self._intake.held(owner):
             session.migrations.setdefault(migration, Migration())
             connection.send(link_pb2.Frame(held=link_pb2.Held(migration=migration, name=name, bytes=size)))
-        self._tell_restored(session)
+        self._tell_let_go(session)
         for migration, known_of in list(session.migrations.items()):
             if known_of.refused:
                 self._tell_refused(session, migration, known_of.refused)
@@ -158,16 +158,17 @@ class Receiver:
                 session.migrations[migration].refused = reason
                 self._tell_refused(session, migration, reason)
 
-    def restored(self, owner: Owner, migration: bytes) -> None:
-        """Its process runs: tell its proxy, now or when it is linked again, that it need not ask after it any more."""
+    def let_go(self, owner: Owner, migration: bytes) -> None:
+        """Its process runs, or somebody discarded it: tell its proxy, now or when it is linked again, that it need not
+        ask after it any more."""
         for session in self._sessions:
             if session.owner == owner:
-                session.restored.append(migration)
-                self._tell_restored(session)
+                session.let_go.append(migration)
+                self._tell_let_go(session)
 
-    def _tell_restored(self, session: Session) -> None:
-        while session.connection is not None and session.restored:
-            session.connection.send(link_pb2.Frame(restored=link_pb2.Restored(migration=session.restored.pop())))
+    def _tell_let_go(self, session: Session) -> None:
+        while session.connection is not None and session.let_go:
+            session.connection.send(link_pb2.Frame(restored=link_pb2.Restored(migration=session.let_go.pop())))
 
     def credited(self, migration: bytes, total: int) -> None:
         """There is memory for more of a migration: so much in all. What came is acknowledged with it: two frames that

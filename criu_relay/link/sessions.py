@@ -42,7 +42,7 @@ class Session:
     @ivar acknowledged: the count that it was told last.
     @ivar owed: payload bytes of the frames that were handled since; C{ack_bytes}: with so many it is told at once.
     @ivar acknowledging: the call that acknowledges what was not yet.
-    @ivar restored: migrations whose process runs here, which it is not told yet.
+    @ivar let_go: migrations that it need not ask after any more, which it is not told yet.
     @ivar connection: its link; None: it is lost, and the session ends when it is not made again in time.
     """
 
@@ -56,7 +56,7 @@ class Session:
     ack_bytes: int = 0
     connection: LinkConnection | None = None
     migrations: dict[bytes, Migration] = field(default_factory=dict)
-    restored: list[bytes] = field(default_factory=list)
+    let_go: list[bytes] = field(default_factory=list)
     acknowledging: Any = None
     ending: Any = None
 

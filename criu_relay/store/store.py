@@ -41,7 +41,7 @@ class Store:
     @ivar namespaces: by name.
     @ivar credits: what open namespaces may send.
     @ivar rejected: called with a migration that was given up here, and why.
-    @ivar told_restored: called with the owner of a migration whose process runs again.
+    @ivar let_go: called with the owner of a migration that was committed and is restored or discarded.
     @ivar attached: whether a socket is bound for a namespace.
     @ivar accepting: new generations may begin.
     """
@@ -64,7 +64,7 @@ class Store:
         self.policy = policy
         self.counters = counters
         self.rejected: Callable[[bytes, str], None] = lambda migration, reason: None
-        self.told_restored: Callable[[Owner, bytes], None] = lambda owner, migration: None
+        self.let_go: Callable[[Owner, bytes], None] = lambda owner, migration: None
         self.attached: Callable[[str], bool] = lambda name: False
         self._reactor = reactor
         self._clock = clock
@@ -253,7 +253,6 @@ class Store:
         generation = self._committed(name)
         if not self.policy.retain:
             generation.feed(Event.RESTORE, "restored, and its images released")
-            self.told_restored(generation.owner, generation.migration)
         return generation
 
     def discard(self, name: str) -> int:
@@ -362,6 +361,8 @@ class Store:
         else:
             self._superseder.forget(generation)
             generation.drop_images()
+            if state is not State.ABORTED:
+                self.let_go(generation.owner, generation.migration)
         home.decided(generation)
         kept = {old.migration for old in home.generations}
         for migration in [m for m, g in self._generations.items() if g.namespace == home.name and m not in kept]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 
 from criu_relay.commit.lock import StateLock
 from criu_relay.commit.records import KEPT, Record, Records, instance_id
@@ -270,6 +271,31 @@ def test_a_cache_that_was_started_anew_has_it_no_more(bench: Bench) -> None:
     assert len(bench.out.decisions) == 3, "told once"
 
 
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_lost_copy_is_no_lost_process(bench: Bench, copy: bool) -> None:
+    logged: list[tuple[LogLevel, str]] = []
+
+    def observe(event: LogEvent) -> None:
+        logged.append((event["log_level"], eventAsText(event, includeTimestamp=False, includeSystem=False)))
+
+    if copy:
+        bench.written("inventory.img")
+        bench.permit(copy=True)
+        bench.hold()
+    else:
+        bench.dump.remember(Record("00" * 16, "web", 1, 1, 2, 1, "other", "tcp:nowhere"))
+        bench.dumps.ask_again()
+    globalLogPublisher.addObserver(observe)
+    try:
+        bench.out.decided.callback("unknown")
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert bench.state is State.LOST
+    level, what = (LogLevel.error, "the copy in namespace web") if copy else (LogLevel.critical, "namespace web")
+    loud = [(one, text) for one, text in logged if one >= LogLevel.error]
+    assert [(one, text.startswith(f"{what} is lost: ")) for one, text in loud] == [(level, True)]
+
+
 def test_what_was_restored_is_not_asked_after(bench: Bench) -> None:
     """The cache may be started anew then: nothing is lost."""
     bench.written("inventory.img")
@@ -277,15 +303,15 @@ def test_what_was_restored_is_not_asked_after(bench: Bench) -> None:
     bench.hold()
     migration = bench.dump.newest
     assert migration is not None
-    bench.dumps.restored(migration.id)
+    bench.dumps.let_go(migration.id)
     bench.dumps.ask_again()
     assert len(bench.out.decisions) == 1, "it is not committed yet: what is said of it then counts for nothing"
     bench.out.decided.callback("committed")
-    bench.dumps.restored(bytes(16))
+    bench.dumps.let_go(bytes(16))
     bench.out.decided = Deferred()
     bench.dumps.ask_again()
     assert len(bench.out.decisions) == 2, "another one was restored"
-    bench.dumps.restored(migration.id)
+    bench.dumps.let_go(migration.id)
     bench.dumps.ask_again()
     assert len(bench.out.decisions) == 2
     assert bench.records.kept() == []

@@ -490,23 +490,34 @@ def test_an_answer_that_nobody_asked_for_ends_the_link_and_the_decision_is_told_
 
 
 @pytest.mark.parametrize("linked", [True, False])
-def test_the_proxy_is_told_what_was_restored(linked: bool) -> None:
+@pytest.mark.parametrize("how", ["restored", "discard"])
+def test_the_proxy_is_told_what_was_restored_or_discarded(how: str, linked: bool) -> None:
     loop = Loop(patience=30.0).connect()
-    restored: list[bytes] = []
-    loop.outlet.restored = restored.append
-    loop.store.told_restored = loop.receiver.restored
+    finished: list[bytes] = []
+    loop.outlet.let_go = finished.append
+    loop.store.let_go = loop.receiver.let_go
     session = Session(loop).run()
     if not linked:
         loop.disconnect()
-    loop.store.restored("web")
+    getattr(loop.store, how)("web")
     if not linked:
         loop.connect()
     loop.pump()
-    assert restored == [FIRST]
+    assert finished == [FIRST]
     assert session.outcome == ["committed"]
     loop.disconnect()
     loop.connect()
-    assert restored == [FIRST], "told once"
+    assert finished == [FIRST], "told once"
+
+
+def test_the_proxy_is_not_told_of_what_was_given_up() -> None:
+    loop = Loop().connect()
+    finished: list[bytes] = []
+    loop.outlet.let_go = finished.append
+    loop.store.let_go = loop.receiver.let_go
+    Session(loop).run(commit=False)
+    loop.pump()
+    assert finished == []
 
 
 def test_held_under_another_name_is_aborted() -> None:
