@@ -269,7 +269,7 @@ class Store:
                 self.settle(generation, False, "discarded at the cache", Cause.PERSON)
                 self.rejected(generation.migration, generation.reason)
             elif generation.state is not State.ABORTED and generation.state is not State.DISCARDED:
-                generation.feed(Event.DISCARD, "discarded")
+                generation.feed(Event.DISCARD, "discarded by a person")
         return freed
 
     def discard_image(self, name: str, snapshot: int | None, image: str, offset: int, length: int | None) -> int:
