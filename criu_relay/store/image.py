@@ -80,6 +80,7 @@ class Image(Readable):
 
         @raise OutOfMemory: the budget is used up.
         @raise Aborted: the image was dropped.
+        @raise Conflict: the page where it ends was discarded.
         """
         if len(self._room) < size or self.size >= self._inspected_at:
             self._make_room(size)
@@ -102,15 +103,20 @@ class Image(Readable):
         ahead.secure(ENTRY * ahead.count)
         first, count = ahead.next, ahead.count
         if used:
-            _, first = self.table.at(len(self.table) - 1)
+            kind, first = self.table.at(len(self.table) - 1)
+            if kind is not Kind.HELD:
+                raise Conflict(f"image {self.name} cannot go on at {self.size}: the page there was thrown away")
             count = count + 1 if first + 1 == ahead.next else 1
         self._fd, offset = self._arena.locate(first)
         self._offset = offset + used
         self._room = self._arena.view(first, count)[used:]
 
     def written(self, count: int) -> None:
-        """The first `count` bytes of what is left of the room reserved last are filled."""
-        self._fill(count)
+        """The first `count` bytes of what is left of the room reserved last are filled.
+
+        @raise Aborted: the image was dropped.
+        """
+        self._use_up(count)
         self.size += count
         self._begun = pages_of(self.size) - len(self._table)
         self.pool.moves += 1
@@ -127,7 +133,7 @@ class Image(Readable):
         self._hold()
         for index, count in enumerate(runs):
             if not index % 2:
-                self._fill(count)
+                self._use_up(count)
             elif self._hash is not None:
                 hash_zeros(self._hash, count)
         zeros = sum(runs[1::2]) // PAGE
@@ -140,8 +146,10 @@ class Image(Readable):
         self.size += sum(runs)
         self.pool.moves += 1
 
-    def _fill(self, count: int) -> None:
-        """So much of the room is used up."""
+    def _use_up(self, count: int) -> None:
+        """So much of the room is filled."""
+        if self.dropped:
+            raise Aborted(f"image {self.name} was thrown away")
         if self._hash is not None and count:
             self._hash.update(self._room[:count])
         self._room = self._room[count:]

@@ -239,6 +239,8 @@ def replace(chain: Chain, pagemap: Image, pages: Image) -> Iterator[None]:
                     old[at] = Live(entry.stop, one.stop, one.image, one.first + entry.stop - one.start)
                     break
                 at += 1
+            if (first + entry.stop - entry.start) * PAGE > pages.size:
+                raise ProtocolError("it was changed while it was taken in")
             new.append(Live(entry.start, entry.stop, pages, first))
             first += entry.stop - entry.start
         yield

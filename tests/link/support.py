@@ -103,10 +103,12 @@ class Parsed:
         self._reader = wire.FrameReader(self)
 
     def frame_received(self, frame: Frame) -> Any:
+        kept = Frame()
+        kept.CopyFrom(frame)
         if not frame.payload:
-            self.frames.append((frame, b""))
+            self.frames.append((kept, b""))
             return None
-        return _Collected(self, frame)
+        return _Collected(self, kept)
 
     def feed(self, data: bytes) -> Parsed:
         self._reader.feed(data)

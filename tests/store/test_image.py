@@ -217,6 +217,35 @@ def test_pages_that_were_begun_go_back_with_the_others(owner: Owner) -> None:
     assert owner.settle() == 0
 
 
+@pytest.mark.parametrize("read", [True, False])
+def test_nothing_is_added_to_what_was_dropped(owner: Owner, read: bool) -> None:
+    image = owner.image()
+    append(image, pattern(2 * MIB), expected=MIB)
+    image.reserve(MIB)
+    if read:
+        Watcher(image)
+    image.drop()
+    with pytest.raises(Aborted):
+        image.reserve(MIB)
+    with pytest.raises(Aborted):
+        image.written(SMALLEST)
+    with pytest.raises(Aborted):
+        image.grow([0, SMALLEST, SMALLEST])
+    assert image.size == 2 * MIB
+
+
+def test_nothing_is_added_behind_a_page_that_was_discarded(owner: Owner) -> None:
+    """What is said of such a page is no page of this image: another one's bytes may be there."""
+    other, image = owner.image("bob"), owner.image()
+    for one, byte in ((other, b"o"), (image, b"i")):
+        append(one, byte * (SMALLEST + 10))
+        one.finish(one.size, None)
+    image.discard(SMALLEST, 10, Kind.DISCARDED)
+    with pytest.raises(Conflict, match="thrown away"):
+        image.reserve(100)
+    assert read_bytes(other, 0, other.size) == b"o" * (SMALLEST + 10)
+
+
 def test_append_goes_on_where_it_ended(owner: Owner) -> None:
     image = owner.image()
     append(image, b"abc")

@@ -39,7 +39,8 @@ class Handler:
         self.schedule = schedule
 
     def frame_received(self, frame: link_pb2.Frame) -> Sink | None:
-        self.frames.append(frame)
+        self.frames.append(link_pb2.Frame())
+        self.frames[-1].CopyFrom(frame)
         if not frame.payload:
             return None
         self.sinks.append(Sink(frame.payload, self.schedule))
