@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorFDSet, IReactorTime, IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -30,6 +31,8 @@ PIECE = 4096
 @implementer(IPushProducer, IReadDescriptor)
 class DescriptorSource:
     """Reads one pipe or socket to its end into one image, pausing while the image has no room."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -126,6 +129,9 @@ class DescriptorSource:
         except BlockingIOError:
             return
         except (OSError, RelayError) as error:
+            self.abort(f"cannot read the image: {error}")
+        except Exception as error:  # a defect: the reactor is not always there to end what is not read any more
+            self._log.failure("an image cannot be read")
             self.abort(f"cannot read the image: {error}")
 
     def _look_for_end(self) -> int:

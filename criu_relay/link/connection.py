@@ -54,7 +54,8 @@ class LinkEnd(Protocol):
         """The hellos are exchanged."""
 
     def frame_received(self, connection: LinkConnection, frame: Frame) -> wire.PayloadSink | None:
-        """A frame other than hello, ping, pong and bye, or a RelayError: the peer is told and the link closed."""
+        """A frame other than hello, ping, pong and bye, the end's until it returns. A RelayError: the peer is told and
+        the link closed."""
 
     def turn_ended(self, connection: LinkConnection) -> None:
         """All frames that came in one turn were handled."""

@@ -57,9 +57,10 @@ class Receiver:
             if other.owner == owner and other.id != connection.session and other.connection is not None:
                 other.connection.fail(LinkEnded("its proxy was started again, and has made another link"))
         session, known = self._sessions.linked(owner, connection.session or os.urandom(wire.ID_SIZE), connection)
-        if session.connection is not None and session.connection is not connection:
-            session.connection.fail(LinkLost("the proxy has made another link"))
-        session.connection = connection
+        before, session.connection = session.connection, connection
+        if before is not None and before is not connection:
+            # It is not the session's any more: what is under way does not wait for another link.
+            before.fail(LinkLost("the proxy has made another link"))
         self.links[connection] = session
         self._counters.add("links_made")
         resume = link_pb2.Resume(known=known, frames=session.frames, partial=session.partial)

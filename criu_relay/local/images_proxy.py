@@ -126,11 +126,18 @@ class ImagesProxy(ImagesConnection):
             sink = self._dump.open_image(self, request.snapshot_id, request.name, MODES[request.mode])
         except RelayError as error:
             os.close(descriptor)
-            self._leave_turn()
-            self.refuse(error)
+            self._not_begun(error)
             return
-        self._sources.start(request.name, descriptor, sink, data)
+        try:
+            self._sources.start(request.name, descriptor, sink, data)
+        except RelayError as error:
+            self._not_begun(error)
+            return
         self.settled()
+
+    def _not_begun(self, error: RelayError) -> None:
+        self._leave_turn()
+        self.refuse(error)
 
     def _written(self) -> None:
         """The image ended, well or not."""

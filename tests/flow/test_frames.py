@@ -254,6 +254,19 @@ def test_who_has_sent_much_is_asked_again_in_the_next_turn(pair: Any, memory: An
     writer.stop()
 
 
+@pytest.mark.parametrize("then", ["woken", "stopped"])
+def test_who_is_asked_again_is_asked_once(pair: Any, memory: Any, then: str) -> None:
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
+    transport, frames = Transport(pair[0]), Frames([OutFrame(b"h", memory(bytes(MIB)))])
+    writer = SocketFrameWriter(transport.clock, transport, frames, fail_if_called)
+    frames.drained = {"woken": writer.wake, "stopped": writer.stop}[then]  # type: ignore[method-assign]
+    transport.wake(writer)
+    pump(transport, pair[1], lambda: not frames.frames and not transport.wants)
+    assert len(transport.clock.getDelayedCalls()) == (1 if then == "woken" else 0)
+    writer.stop()
+    assert transport.clock.getDelayedCalls() == []
+
+
 def test_what_comes_in_one_turn_of_the_reactor_leaves_together(pair: Any, memory: Any) -> None:
     """A small image, its end and the next one are one send."""
     sends: list[int] = []

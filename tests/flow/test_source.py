@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -13,6 +14,7 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPushProducer, IReadDescriptor
 from twisted.internet.task import Clock
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -253,6 +255,43 @@ def test_a_descriptor_that_cannot_be_read() -> None:
     assert done == [1]
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_a_defect_of_who_takes_the_bytes_ends_the_image(started: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pipe would be read by nobody: when it starts the reactor is not there to see the exception."""
+    failures: list[object] = []
+    monkeypatch.setattr(Logger, "failure", lambda self, text: failures.append(text))
+    pipe = Pipe(Sink())
+    monkeypatch.setattr(pipe.sink, "written", lambda count: {}["a defect"])
+    if started:
+        pipe.source.start()
+    os.write(pipe.writing, b"some")
+    if started:
+        pipe.source.doRead()
+    else:
+        pipe.source.start()
+    assert (pipe.sink.calls, pipe.finished) == (["unregister", "fail: cannot read the image: 'a defect'"], 1)
+    assert len(failures) == 1
+    pipe.close_writer()
+
+
+def test_a_socket_that_is_reset_in_the_middle_ends_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.readv, []
+
+    def reset(fd: int, buffers: list[memoryview]) -> int:
+        calls.append(fd)
+        if len(calls) == 2:
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+        return real(fd, [buffers[0][:2]])
+
+    monkeypatch.setattr(os, "readv", reset)
+    pipe = Pipe(Sink(), "socket")
+    os.write(pipe.writing, b"some")
+    pipe.close_writer()
+    pipe.source.start()
+    assert pipe.sink.calls[1].startswith("fail: cannot read the image"), "the kernel says so once, and then: the end"
+    assert pipe.finished == 1
+
+
 def test_abort_breaks_the_writers_pipe(pipe: Pipe) -> None:
     pipe.source.start()
     pipe.source.abort("the link is lost")
@@ -355,6 +394,18 @@ def passing() -> Iterator[Pipe]:
     assert pipe.clock.getDelayedCalls() == []
     pipe.close()
     assert pipe.clock.getDelayedCalls() == []
+
+
+def test_an_image_through_the_window_is_read_when_the_reactor_says_so() -> None:
+    pipe = Pipe(Sink())
+    pipe.source.start()
+    for _ in range(FULL_TIMES + 1):
+        os.write(pipe.writing, bytes(DEFAULT_PIPE))
+        pipe.source.doRead()
+    pipe.source.pauseProducing()
+    pipe.source.resumeProducing()
+    assert (pipe.reactor.readers, pipe.clock.getDelayedCalls()) == ([pipe.source], [])
+    pipe.close()
 
 
 def test_what_waits_in_a_large_image_s_pipe_is_offered_without_the_reactor_saying_so(passing: Pipe) -> None:

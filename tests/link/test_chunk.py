@@ -112,6 +112,28 @@ def test_runs_and_range_are_bounded() -> None:
     assert len(checked(part).told) <= wire.MAX_RUNS
 
 
+def test_the_rest_of_a_page_that_is_begun_goes_without_credit() -> None:
+    chunk = chunk_at(PAGE - 5)
+    add(chunk, b"12345" + pages("a"))
+    part = chunk.take(0)
+    assert part is not None
+    assert (part.payload, part.cost, part.last, content(part)) == (5, 0, False, b"12345")
+    assert chunk.take(0) is None
+
+
+def test_what_is_sent_is_not_looked_at_again() -> None:
+    chunk = chunk_at(0)
+    add(chunk, pages("a0"), squeeze=False)
+    part = chunk.take(PAGE + wire.ENTRY)
+    assert part is not None and part.range is not None
+    assert content(part) == pages("a")
+    add(chunk, pages("0b"))
+    assert bytes(part.range.view) == pages("a"), "the kernel may still read it"
+    rest = chunk.take(1 << 40)
+    assert rest is not None
+    assert (content(rest), rest.payload) == (pages("00b"), PAGE)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.text("0ab", min_size=1, max_size=30), st.integers(0, 2 * PAGE), st.lists(st.integers(0, 5 * PAGE), max_size=40),

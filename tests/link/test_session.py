@@ -13,6 +13,7 @@ from criu_relay.interfaces import Mode
 from criu_relay.link.receiver import ACK_SECONDS
 from criu_relay.store.credit import STALL_SECONDS
 from criu_relay.store.generation import State
+from criu_relay.store.opened import read_bytes
 from criu_relay.wire import link as wire
 from criu_relay.wire import link_pb2
 from criu_relay.wire.link_pb2 import Frame
@@ -132,6 +133,49 @@ def test_what_is_not_acknowledged_when_the_link_breaks_is_told_over_the_next() -
     said = Parsed().feed(bytes(loop.record["down"]))
     assert [frame.resume.frames for frame, _ in said.frames if frame.HasField("resume")][-1] == session.frames == 4
     assert session.owed == 0, "it was told"
+
+
+@pytest.mark.parametrize("patience", [0.0, 30.0])
+def test_a_link_that_is_made_again_before_the_old_one_is_found_dead(patience: float) -> None:
+    """In a black hole only the proxy has noticed. Nothing is given up when its patience would have been over."""
+    loop = Loop(patience=patience).connect()
+    session = Session(loop)
+    session.attempt(lambda: session.write("a.img", b"alpha"))
+    old = loop.cache.connection
+    loop.proxy.lose()
+    loop.connect()
+    assert loop.cache.connection is not old and not old.up
+    loop.clock.advance(31)
+    loop.pump()
+    if patience:
+        assert (states(loop), session.lost) == ([State.OPEN], [])
+        assert loop.outlet.describe()["state"] == "up"
+    else:
+        assert states(loop) == [State.ABORTED]
+
+
+def test_who_discards_the_end_of_an_image_and_goes_on_there_harms_nobody() -> None:
+    loop = Loop().connect()
+    victim = Session(loop)
+    victim.attempt(lambda: victim.write("a.img", b"V" * 5000))
+    loop.pump()
+    other = Loop(beside=loop, instance=b"e" * 16).connect()
+    named = {"migration": SECOND, "image": 1, "snapshot": 1, "name": "x"}
+    other.cache.say(
+        Frame(namespace={"migration": SECOND, "name": "evil", "digests": False}),
+        Frame(snapshot={"migration": SECOND, "index": 1, "label": ""}),
+        Frame(image={**named, "mode": link_pb2.REPLACE}),
+    )
+    other.cache.say(Frame(extent={"migration": SECOND, "image": 1, "offset": 0}), payload=b"x" * 10)
+    other.cache.say(
+        Frame(image_end={"migration": SECOND, "image": 1, "size": 10}),
+        Frame(discard={"migration": SECOND, "image": 1, "offset": 0, "length": 10}),
+        Frame(image={**named, "mode": link_pb2.APPEND}),
+    )
+    other.cache.say(Frame(extent={"migration": SECOND, "image": 1, "offset": 10}), payload=b"EVIL" * 10)
+    (image,) = loop.store.known("web").images()
+    assert read_bytes(image, 0, 5000) == b"V" * 5000
+    assert loop.store.known("evil").state is State.ABORTED
 
 
 def test_an_abort() -> None:

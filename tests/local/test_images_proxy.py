@@ -8,9 +8,10 @@ import socket
 import pytest
 from zope.interface.verify import verifyObject
 
-from criu_relay.errors import Conflict
+from criu_relay.errors import Conflict, OutOfMemory
 from criu_relay.interfaces import IDumpClient, Mode
 from tests.local.bench import LABEL, Bench, Client, drain, framed, opened, text
+from tests.local.fakes import FakeSink
 
 FOUND = bytes.fromhex("020000000800")
 MISSING = bytes.fromhex("020000000802")
@@ -55,6 +56,31 @@ def test_a_write(bench: Bench) -> None:
     assert bench.dump.ends == []
     assert len(bench.doors["proxy"]) == 0
     assert bench.log() == []
+
+
+def test_who_cannot_begin_holds_up_nobody_behind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that came with its request were more than there was memory for."""
+    refused = []
+
+    def write(sink: FakeSink, data: bytes) -> None:
+        refused.append(bytes(data))
+        raise OutOfMemory("the window is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeSink, "write", write)
+        client = bench.connect("proxy")
+        client.send(opened("log.img", "", 1) + b"too much")
+        bench.loop.until(client.is_over)
+    assert refused == [b"too much"]
+    assert bench.dump.sink("log.img").failed == "the window is full"
+    client.close()
+    client = bench.connect("proxy")
+    client.send(opened("log.img", "", 1) + b"again")
+    client.close()
+    bench.loop.until(lambda: bench.dump.sink("log.img").ended)
+    assert bench.dump.sink("log.img").data == b"again"
+    bench.loop.until(lambda: len(bench.doors["proxy"]) == 0)
+    assert len(bench.log()) == 1
 
 
 def test_the_connection_ends_and_the_pipe_goes_on(bench: Bench) -> None:
