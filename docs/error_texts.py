@@ -216,6 +216,8 @@ ADVICE: dict[str, str] = {
     "namespace NAMESPACE is STATE": "criu-relay status says more",
     "REASON: the dump is over": "criu ended early: its dump.log says why",
     "namespace NAME stays held: REASON; HINT": _ITSELF,
+    "image NAME cannot go on at SIZE: the page there was thrown away": "its own proxy threw the end of the image away and then"
+    " appends to it: dump again",
     "the copy in namespace NAME is lost: REASON": "the process runs on at its source: copy it again",
     "namespace NAME is lost: REASON": "the process is gone from its source and the cache has no images: start the service"
     " anew. A cache that is stopped loses what it holds",
