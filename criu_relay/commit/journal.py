@@ -25,3 +25,12 @@ def tell_aborted(migration: Migration) -> None:
         who=migration.source.told() or NOBODY,
         todo=migration.hint or AGAIN,
     )
+
+
+def tell_lost(migration: Migration) -> None:
+    """One line; that of a copy is less loud, as its process runs on."""
+    name, why = migration.namespace, migration.reason
+    if migration.copy:
+        migration.log.error("the copy in namespace {name} is lost: {why}", name=name, why=why)
+    else:
+        migration.log.critical("namespace {name} is lost: {why}", name=name, why=why)

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from criu_relay.commit.journal import tell_aborted
+from criu_relay.commit.journal import tell_aborted, tell_lost
 from criu_relay.commit.permission import Permission
 from criu_relay.commit.source import SourceTasks
 from criu_relay.commit.states import DECIDED, LIVES_HINT, TABLE, WRITING, Event, State
@@ -357,10 +357,7 @@ class Migration:
 
     def _missing(self, reason: str) -> None:
         self.reason = reason
-        if self.copy:
-            self.log.error("the copy in namespace {name} is lost: {why}", name=self.namespace, why=reason)
-        else:
-            self.log.critical("namespace {name} is lost: {why}", name=self.namespace, why=reason)
+        tell_lost(self)
         self._at.counters.failed(f"namespace {self.namespace}", Cause.PEER, reason)
         self.machine.feed(Event.UNKNOWN)
         self._permission.forget().addErrback(self._unexpected)

@@ -54,8 +54,7 @@ class LinkEnd(Protocol):
         """The hellos are exchanged."""
 
     def frame_received(self, connection: LinkConnection, frame: Frame) -> wire.PayloadSink | None:
-        """A frame other than hello, ping, pong and bye, the end's until it returns. A RelayError: the peer is told and
-        the link closed."""
+        """Not hello, ping, pong or bye; the end's until it returns. RelayError: the peer is told, the link closed."""
 
     def turn_ended(self, connection: LinkConnection) -> None:
         """All frames that came in one turn were handled."""
