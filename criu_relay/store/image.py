@@ -39,6 +39,7 @@ class Image(Readable):
 
     What is written lies in pages of the arena; once a page is complete it may turn out to be zeros, or equal to
     another one, and then its memory takes the next bytes.
+    Pages are entered in the table some at a time, or when somebody looks: C{table} has them all.
 
     @ivar number: what the link calls it.
     @ivar snapshot: index of its snapshot, from 1.
