@@ -45,11 +45,11 @@ class Plan:
 
 
 QUICK = Plan(
-    size=128 * MIB,
+    size=96 * MIB,
     rounds=1,
     images=300,
-    flat=512 * MIB,
-    migrations=4,
+    flat=384 * MIB,
+    migrations=3,
     migration=64 * MIB,
     victim=64 * MIB,
     paced=128 * MIB,
