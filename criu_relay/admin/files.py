@@ -112,7 +112,7 @@ class Writing:
                 except OSError:
                     print(f"criu-relay: cannot remove {plain(path)}", file=sys.stderr)
         if isinstance(value, OSError):
-            raise _failed("write", value) from value
+            raise _failed("write", value, self._directory) from value
 
     def _mkdir(self, path: str) -> None:
         os.mkdir(path, DIRECTORY_MODE)
@@ -275,7 +275,7 @@ def _send(client: Client, namespace: str, source: Source, progress: Progress, mi
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _failed("read", error) from error
+        raise _failed("read", error, source.path) from error
 
 
 def _give_up(client: Client, namespace: str) -> None:
@@ -285,6 +285,8 @@ def _give_up(client: Client, namespace: str) -> None:
         client.call("DELETE", target("v1", "namespaces", namespace))
 
 
-def _failed(verb: str, error: OSError) -> Failed:
-    what = f" {error.filename}" if error.filename else ""
+def _failed(verb: str, error: OSError, path: str = "") -> Failed:
+    """@param path: where, for an error that does not say so: one of a descriptor."""
+    where = error.filename or path
+    what = f" {where}" if where else ""
     return Failed(plain(f"cannot {verb}{what}: {error.strerror or error}"))

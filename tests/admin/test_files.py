@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 from pathlib import Path
@@ -124,6 +125,18 @@ class TestExport:
         assert ran.err == "criu-relay: an image broke off 10 bytes before its end: the daemon's log says why\n"
         assert (tmp_path / "out").exists() is existed
         assert not existed or content(tmp_path / "out") == {}
+
+    def test_no_space_leaves_nothing(self, world: Any, make: Any, tmp_path: Path) -> None:
+        self.fill(world.start("cache"), make, {"inventory.img": b"1", "pages-1.img": bytes(2 << 20)})
+        out = tmp_path / "out"
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+        try:
+            with pytest.raises(files.Failed, match=rf"^cannot write {out}: File too large$"):
+                files.export(Client(world.daemons["cache"].path), "web", str(out))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not out.exists()
 
     def test_a_missing_image_leaves_nothing(self, world: Any, make: Any, tmp_path: Path) -> None:
         control = world.start("cache")
