@@ -90,6 +90,7 @@ class Image(Readable):
     def _make_room(self, size: int) -> None:
         if self.dropped:
             raise Aborted(f"image {self.name} was thrown away")
+        self._room = NO_ROOM
         self._hold()
         ahead = self._ahead
         if self.size // PAGE - self.inspected >= INSPECTED_TOGETHER or not (self.size % PAGE or ahead.count):
@@ -97,7 +98,6 @@ class Image(Readable):
         self._inspected_at = (self.inspected + INSPECTED_TOGETHER) * PAGE
         used = self.size % PAGE
         if not used and not ahead.count:
-            self._room = NO_ROOM
             ahead.grow(size)
         elif size > ahead.count * PAGE:
             ahead.extend()
@@ -206,7 +206,6 @@ class Image(Readable):
         self.inspected = stop
         if self.pool.dedup is Dedup.OFF or start == stop:
             return
-        self._room = NO_ROOM
         if self.pool.dedup is Dedup.ZERO and self._plain(start, stop):
             return
         entries = self.table.slice(start, stop)

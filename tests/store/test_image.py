@@ -510,6 +510,67 @@ def test_what_was_promised_for_pages_that_are_not_kept_goes_back() -> None:
     assert owner.settle() == 16 * (SMALLEST + RUN * ENTRY)
 
 
+def half_zeros(pages: int) -> bytes:
+    return (bytes(SMALLEST) + b"\1" * SMALLEST) * (pages // 2)
+
+
+def test_entries_are_promised_for_what_packing_made_free(owner: Owner) -> None:
+    """What is left of the budget may be gone by the time that the pages are written."""
+    image = owner.image()
+    append(image, half_zeros(INSPECTED_TOGETHER))
+    image.reserve(SMALLEST)
+    assert image.inspected == INSPECTED_TOGETHER
+    owner.arena.reserve(owner.arena.available)
+    others = owner.arena.reserved - image._ahead._promised
+    append(image, pattern(image._ahead.count * SMALLEST))
+    assert image.table.pages[Kind.ZERO] == INSPECTED_TOGETHER // 2
+    assert owner.arena.reserved >= others, "what others were promised"
+
+
+def test_room_that_was_taken_by_packing_is_not_given_when_there_is_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Owner(limit=64 * LARGEST).image()
+    append(image, b"\1" * SMALLEST, expected=LARGEST)
+    image.reserve(2 * LARGEST)
+    append(image, half_zeros(INSPECTED_TOGETHER))
+    with monkeypatch.context() as full:
+        full.setattr(image._ahead, "secure", refuse)
+        with pytest.raises(OutOfMemory):
+            image.reserve(SMALLEST)
+    append(image, b"\2" * SMALLEST)
+    data = b"\1" * SMALLEST + half_zeros(INSPECTED_TOGETHER) + b"\2" * SMALLEST
+    image.finish(len(data), digest(data))
+    assert whole(image) == data
+
+
+def refuse(count: int) -> None:
+    raise OutOfMemory("the budget is used up")
+
+
+def test_zeros_are_looked_for_in_the_middle_of_a_large_room() -> None:
+    """They take memory only for as long as that."""
+    image = Owner(limit=64 * LARGEST).image()
+    append(image, b"\1" * SMALLEST, expected=LARGEST)
+    image.reserve(2 * LARGEST)
+    rest = INSPECTED_TOGETHER - 1
+    append(image, bytes(rest * SMALLEST))
+    assert len(image._room) >= LARGEST - SMALLEST, "there is room for more without another look"
+    image.reserve(SMALLEST)
+    assert image.inspected == INSPECTED_TOGETHER
+    assert image.memory == SMALLEST
+
+
+def test_without_memory_the_places_that_packing_left_are_used(owner: Owner) -> None:
+    image = owner.image()
+    append(image, half_zeros(INSPECTED_TOGETHER))
+    left = INSPECTED_TOGETHER // 2
+    owner.arena.reserve(owner.arena.available - ENTRY * left)
+    data = b"\3" * (left * SMALLEST)
+    append(image, data)
+    with pytest.raises(OutOfMemory):
+        image.reserve(1)
+    assert whole(image) == half_zeros(INSPECTED_TOGETHER) + data
+
+
 def test_nobody_shares_with_another_owner() -> None:
     owner = Owner(dedup=Dedup.PAGES)
     made(owner, pages(1, 2), "alice")
