@@ -16,19 +16,22 @@ from typing import NoReturn
 
 from bench import machine, report
 from bench.measure import Row, Skipped
-from bench.rows import ROWS
+from bench.rows import ASKED, ROWS
 from bench.stage import QUICK, ROOT, Plan, Stage, stage
 
 ROW_SECONDS = 900
 """No row takes so long on a machine that can be measured on: what hangs is given up."""
 
 
+MEASURES = ROWS | ASKED
+
+
 def names(text: str) -> list[str]:
     """The rows of --rows."""
     found = text.split(",")
-    unknown = [name for name in found if name not in ROWS]
+    unknown = [name for name in found if name not in MEASURES]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+        raise argparse.ArgumentTypeError(f"no row {', '.join(unknown)}; there are {', '.join(MEASURES)}")
     return found
 
 
@@ -41,7 +44,7 @@ def measure(staged: Stage, wanted: Sequence[str]) -> tuple[list[Row], list[str]]
         print(f"{name} ...", end="", file=sys.stderr, flush=True)
         signal.alarm(ROW_SECONDS)
         try:
-            rows += ROWS[name](staged)
+            rows += MEASURES[name](staged)
         except Skipped as reason:
             without.append(f"{name}: not measured: {reason}")
         except Exception as error:
@@ -73,7 +76,7 @@ def main() -> int:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: under a minute in all")
-    parser.add_argument("--rows", type=names, default=list(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--rows", type=names, default=list(ROWS), help=f"some of {','.join(MEASURES)}")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json", help="[default: %(default)s]")
     arguments = parser.parse_args()
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):

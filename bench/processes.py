@@ -163,7 +163,6 @@ class Process:
         self.name = name
         self.cpu = 0.0
         self.rss = 0
-        self._before = 0.0
         given = list(descriptors)
         self.process = subprocess.Popen(
             [str(part) for part in command], stdin=stdin, stdout=stdout, pass_fds=given, text=True
@@ -192,7 +191,7 @@ class Process:
         """
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.cpu = usage.ru_utime + usage.ru_stime - self._before
+        self.cpu = usage.ru_utime + usage.ru_stime
         self.rss = usage.ru_maxrss << 10
         if self.process.returncode != 0:
             raise RuntimeError(f"{self.name} ended with {self.process.returncode}")
@@ -201,11 +200,12 @@ class Process:
 class Program(Process):
     """A process that says "ready", works when it is told to, and reports times: see reference/common.h.
 
-    What it used before it was ready does not count.
+    What it used before it was ready does not count, and in the end it waits until it is looked at.
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], descriptors: Iterable[int] = ()) -> None:
         super().__init__(name, command, descriptors, subprocess.PIPE, subprocess.PIPE)
+        self._before = 0.0
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -233,10 +233,12 @@ class Program(Process):
         return Times(int(first) * NANOSECOND, int(last) * NANOSECOND, int(size))
 
     def end(self) -> None:
-        """See L{Process.end}."""
+        """See L{Process.end}; what it uses to give its memory back does not count."""
         assert self.process.stdin is not None
+        cpu = cpu_seconds(self.process.pid) - self._before
         self.process.stdin.close()
         super().end()
+        self.cpu = cpu
 
 
 def used(programs: Iterable[Process]) -> Usage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -52,6 +53,19 @@ def c_receive(stage: Stage) -> Sample:
     near, far = (end.detach() for end in connection())
     receiver = Program("receiver", [stage.program("receiver"), str(far), str(size)], [far])
     return run(writer(stage, near, size), receiver)
+
+
+def bare(stage: Stage, window: bool, unix: bool = False) -> Sample:
+    """Pipe or unix socket -> frames -> TCP -> recycled memory, in C: the system calls of our path and nothing else.
+
+    @param window: the bytes are kept and digested on the way, and digested at the end.
+    """
+    size, keep = stage.plan.size, str(int(window))
+    near, far = (end.detach() for end in connection())
+    reading, writing = (end.detach() for end in socket.socketpair()) if unix else os.pipe()
+    proxy = Program("proxy", [stage.program("bare_proxy"), str(reading), str(near), keep], [reading, near])
+    cache = Program("cache", [stage.program("bare_cache"), str(far), str(size), keep], [far])
+    return run(writer(stage, writing, size), cache, proxy)
 
 
 def c_serve(stage: Stage) -> Sample:

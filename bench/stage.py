@@ -87,7 +87,7 @@ class Stage:
         @raise Skipped: there is no compiler.
         """
         source, made = SOURCES / f"{name}.c", BUILT / name
-        newest = max(source.stat().st_mtime, (SOURCES / "common.h").stat().st_mtime)
+        newest = max(file.stat().st_mtime for file in (source, *SOURCES.glob("*.h")))
         if not made.exists() or made.stat().st_mtime < newest:
             compiler = required("gcc", "gcc libc6-dev")
             BUILT.mkdir(parents=True, exist_ok=True)

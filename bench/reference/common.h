@@ -1,7 +1,8 @@
 /* What the programs of the benchmark share: how they are started, and how they report.
  *
  * Each prepares its memory, prints "ready", waits for a byte on its standard input, does its work on the descriptor
- * that it was given, and prints two times and a count: the first byte, the last byte (CLOCK_MONOTONIC, ns), bytes. */
+ * that it was given, and prints two times and a count: the first byte, the last byte (CLOCK_MONOTONIC, ns), bytes. It
+ * ends with its standard input. */
 #ifndef COMMON_H
 #define COMMON_H
 
@@ -77,10 +78,13 @@ static inline void wait_for_go(void)
 	check(read(STDIN_FILENO, &byte, 1) == 1, "go");
 }
 
+/* And wait until it was looked at what that took, before memory is given back: a daemon keeps its own. */
 static inline void report(int64_t first, int64_t last, size_t bytes)
 {
 	printf("%lld %lld %zu\n", (long long)first, (long long)last, bytes);
 	fflush(stdout);
+	while (getchar() != EOF)
+		;
 }
 
 #endif

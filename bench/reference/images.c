@@ -135,7 +135,5 @@ int main(int argc, char **argv)
 	}
 	write_image(begin(fd, "inventory.img"), memory, 1);
 	report(first, now(), count * size);
-	while (getchar() != EOF)
-		;
 	return 0;
 }

@@ -29,3 +29,6 @@ ROWS: dict[str, Callable[[Stage], list[Row]]] = {
     "criu-1g": criu.criu_1g,
     "release-peak": release.release_peak,
 }
+
+ASKED: dict[str, Callable[[Stage], list[Row]]] = {"bare": transfer.bare_path}
+"""Rows that say something of the machine and nothing of us: measured when they are asked for."""

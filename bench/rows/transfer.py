@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bench.certificates import files, identities
 from bench.measure import Row, Sample, alternate, row
-from bench.references import c_receive, c_serve, twisted
+from bench.references import bare, c_receive, c_serve, twisted
 from bench.relay import relay
 from bench.stage import Stage
 from bench.tools import socat_tls
@@ -90,3 +90,18 @@ def tls(stage: Stage) -> list[Row]:
         row("tls@twisted", f"{TWISTED}, TLS 1.3", 2.0, samples["ours"], samples["twisted"]),
         row("tls@socat", "socat: pipe -> TLS 1.3 -> file in recycled memory", 0.8, samples["ours"], samples["socat"]),
     ]
+
+
+def bare_path(stage: Stage) -> list[Row]:
+    """What the kernel allows on this machine: the same way in C, with nothing but its system calls."""
+    samples = alternate(
+        {
+            "pipe-window0": lambda: bare(stage, window=False),
+            "pipe-window": lambda: bare(stage, window=True),
+            "unix": lambda: bare(stage, window=True, unix=True),
+            "c": lambda: c_receive(stage),
+        },
+        stage.plan.rounds,
+    )
+    bounds = {"pipe-window0": 1.0, "pipe-window": 0.55, "unix": 0.6}
+    return [row(f"bare-{name}", C_RECEIVE, bound, samples[name], samples["c"]) for name, bound in bounds.items()]

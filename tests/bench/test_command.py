@@ -12,7 +12,7 @@ import pytest
 
 from bench import command, processes
 from bench.measure import MIB, Row, Skipped
-from bench.rows import ROWS
+from bench.rows import ASKED, ROWS
 from bench.stage import ROOT, Plan, Stage, stage
 
 TINY = Plan(size=2 * MIB, rounds=1)
@@ -47,8 +47,8 @@ def test_a_row_that_cannot_be_measured_is_said(
     def failed(staged: Stage) -> list[Row]:
         raise RuntimeError("it broke\nmore of it")
 
-    monkeypatch.setitem(ROWS, "unix", skipped)
-    monkeypatch.setitem(ROWS, "tls", failed)
+    monkeypatch.setitem(command.MEASURES, "unix", skipped)
+    monkeypatch.setitem(command.MEASURES, "tls", failed)
     with stage(TINY) as staged:
         assert command.run(staged, ["unix", "tls"], tmp_path / "bench.json") == 1
     lines = capfd.readouterr().out.splitlines()
@@ -56,10 +56,24 @@ def test_a_row_that_cannot_be_measured_is_said(
     assert json.loads((tmp_path / "bench.json").read_text())["rows"] == []
 
 
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the references are in C: apt-get install gcc libc6-dev")
+def test_the_bare_path_brings_every_byte() -> None:
+    """Samples of unequal sizes are refused where they are made."""
+    with stage(TINY) as staged:
+        made = command.MEASURES["bare"](staged)
+    assert [row.name for row in made] == ["bare-pipe-window0", "bare-pipe-window", "bare-unix"]
+    assert all(row.ratio > 0 and set(row.cpu_s_per_gb) == {"writer", "proxy", "cache"} for row in made)
+
+
+def test_what_is_only_asked_for_is_not_measured_by_default() -> None:
+    assert not set(ROWS) & set(ASKED)
+    assert command.names("unix,bare") == ["unix", "bare"]
+
+
 def test_the_readme_explains_every_row() -> None:
     text = (ROOT / "bench" / "README.md").read_text()
     explained = {name.partition("@")[0] for name in re.findall(r"^\| `([a-z0-9@-]+)`", text, re.MULTILINE)}
-    assert explained == set(ROWS)
+    assert explained == set(ROWS | ASKED)
 
 
 def test_memory_counts_memfds_once() -> None:
