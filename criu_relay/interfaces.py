@@ -116,6 +116,9 @@ class IImportSink(IImageSink):
 class IGrowing(Interface):
     """An image that bytes are appended to. Raises L{RelayError} where there is no memory, and will be none."""
 
+    number = Attribute("What the link calls it.")
+    size = Attribute("Bytes that it has.")
+
     def reserve(size: int) -> Room:
         """Room for at least one of the next `size` bytes."""
 

@@ -43,6 +43,7 @@ SECTIONS: dict[str, list[str]] = {
     "The link: how long": [
         "wire.link.MAX_HEADER",
         "wire.link.MAX_PAYLOAD",
+        "wire.link.FRAMES_TOGETHER",
         "wire.link.MAX_TEXT",
         "wire.link.MAX_SIZE",
         "wire.names.MAX_NAME",

@@ -79,7 +79,7 @@ class SocketFrameReader:
         return "link reader"
 
     def doRead(self) -> None:
-        """Something has come: at most 1 MiB and the headers behind it."""
+        """Something has come: as much of it as the target has buffers for, at most 4 MiB and their headers."""
         buffers = self._target.buffers()
         if not buffers:
             self._reactor.removeReader(self)

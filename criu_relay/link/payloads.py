@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from criu_relay.link.sessions import Session
 
 
+LARGE_IMAGE = 4 * wire.MAX_PAYLOAD
+"""An image that has grown to this has room for another frame behind each, so that both can be received together."""
+
+
 class Taking:
     """The payload of one extent, on its way in; see L{wire.PayloadSink}."""
 
@@ -49,10 +53,22 @@ class ExtentSink(Taking):
         """See L{wire.PayloadSink}."""
         if self._dropping is None:
             try:
-                return self._image.reserve(remaining).view
+                more = wire.MAX_PAYLOAD if self._image.size >= LARGE_IMAGE else 0
+                return self._image.reserve(remaining + more).view
             except RelayError as error:
                 self._drop(error)
         return self._dropping
+
+    def follow(self, frames: int, size: int) -> bool:
+        """See L{criu_relay.wire.foreseen.RunSink}."""
+        if not self._connection.up:
+            return False
+        taken = self._receiver.follow(self._session, self._migration, self._image, frames * size)
+        if taken:
+            self._image.written(frames * size)
+            self._receiver.took(self._connection, frames * size)
+            self._session.followed(frames, frames * size)
+        return taken
 
     def filled(self, count: int) -> None:
         """See L{wire.PayloadSink}."""

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from criu_relay.errors import Aborted, LinkEnded, LinkLost, ProtocolError, RelayError
 from criu_relay.flow.frames import OutFrame
-from criu_relay.interfaces import Counters, IIntake, Mode, Owner
+from criu_relay.interfaces import Counters, IGrowing, IIntake, Mode, Owner
 from criu_relay.link.connection import LinkConnection
 from criu_relay.link.payloads import DroppedPayload, ExtentSink, SparseSink
 from criu_relay.link.sessions import Migration, Session, Sessions
@@ -225,6 +225,17 @@ class Receiver:
         if runs:
             return SparseSink(self, session, connection, migration, image, runs)
         return ExtentSink(self, session, connection, migration, image)
+
+    def follow(self, session: Session, migration: bytes, image: IGrowing, size: int) -> bool:
+        """Extents follow one that was done, of the same image and without zeros; False: they cannot be taken."""
+        known = session.migrations.get(migration)
+        if known is None or known.refused:
+            return False
+        cost = wire.extent_cost(image.size, size)
+        try:
+            return self._intake.writing(session.owner, migration, image.number, image.size, cost) is image
+        except RelayError:
+            return False
 
     def _image_end(self, session: Session, connection: LinkConnection, body: Any) -> None:
         digest = body.digest if body.HasField("digest") else None

@@ -67,6 +67,11 @@ class Session:
         self.partial = 0
         self.charged = False
 
+    def followed(self, frames: int, count: int) -> None:
+        """So many more, with so many bytes of payload in all."""
+        self.frames += frames
+        self.owed += count
+
 
 class Sessions:
     """All sessions of a cache."""

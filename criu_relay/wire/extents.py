@@ -68,6 +68,7 @@ class ExtentMemory:
         self._size = 0
         self._beginning = b""
         self._frame = link_pb2.Frame()
+        self._next: int | None = None  # where the extent whose header came last ends; None: that was none we know
 
     def keep(self, header: bytes, frame: link_pb2.Frame) -> None:
         """This is one, unless it has more than such a header has or is not encoded as protobuf does it."""
@@ -76,13 +77,25 @@ class ExtentMemory:
         if known.SerializeToString() == header:
             self._size, self._frame = len(header), known
             self._beginning = header[: -len(varint(body.offset))]
+            self._next = body.offset + frame.payload
 
     def again(self, header: bytes) -> link_pb2.Frame | None:
         """The frame of a header, the same object each time; None: it must be parsed. Its offset may be too large."""
+        self._next = None
         if len(header) != self._size or not header.startswith(self._beginning):
             return None
         offset = number_of(header[len(self._beginning) :])
         if offset is None:
             return None
         self._frame.extent.offset = offset
+        self._next = offset + self._frame.payload
         return self._frame
+
+    def following(self, most: int) -> list[bytes]:
+        """Lengths and headers of the extents that may come behind the one whose header came last, if the image goes on
+        with as many bytes in each; at most `most`, and only those whose headers are as long."""
+        if self._next is None:
+            return []
+        beginning = LENGTH.pack(self._size) + self._beginning
+        made = [beginning + varint(self._next + number * self._frame.payload) for number in range(most)]
+        return [header for header in made if len(header) == LENGTH.size + self._size]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from criu_relay.errors import ProtocolError
+from criu_relay.wire.foreseen import Foreseen, RunSink, same_place
 from criu_relay.wire.framing import LENGTH, checked_length
 
 LARGE = 64 << 10
@@ -26,7 +27,8 @@ class PayloadSink(Protocol):
 
         May be asked for again before anything is filled; the latest answer counts.
 
-        @param remaining: payload bytes that are still to come; a longer view is not used beyond them.
+        @param remaining: payload bytes that are still to come; of a longer view, what is beyond them is written to only
+            for frames that are foreseen.
         @return: writable memory; None or nothing: no room now, and the reader stops until it is called again.
         """
 
@@ -77,8 +79,10 @@ class PayloadReader(abc.ABC):
         self._scratch = memoryview(bytearray(LENGTH.size + limit))
         self._start = self._end = 0  # of what is in scratch and not handled
         self._sink: PayloadSink | None = None
-        self._remaining = 0  # payload bytes to come, or in scratch
+        self._size = self._remaining = 0  # payload bytes of the frame, and of those to come or in scratch
         self._offered = 0  # bytes of the sink's room that buffers() gave out
+        self._beyond = memoryview(b"")  # room of the sink behind those
+        self._foreseen: Foreseen | None = None  # what buffers() gave out behind those
         self._behind = len(self._scratch)  # bytes that are received behind the payload
         self._kept = bytearray()  # fed, but there was no place for it
         self._busy = False
@@ -90,6 +94,14 @@ class PayloadReader(abc.ABC):
 
         @return: its payload's length, and where that goes; None: it is dropped.
         """
+
+    def _following(self, most: int) -> Sequence[bytes]:
+        """Headers, with their lengths, that are foreseen behind the one that came last: as long as that one, for
+        payloads as large, in order. None unless its sink is a L{RunSink}. Something else may come.
+
+        @param most: how many of them at most.
+        """
+        return ()
 
     @property
     def at_boundary(self) -> bool:
@@ -130,6 +142,9 @@ class PayloadReader(abc.ABC):
         if self._kept:
             self._kept += data
             data, self._kept = bytes(self._kept), bytearray()
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         left = memoryview(data)
         while (buffers := self._offer()) and left:
             count = 0
@@ -153,10 +168,17 @@ class PayloadReader(abc.ABC):
 
     @_guarded
     def _buffers(self) -> list[memoryview]:
-        return self._offer()
+        buffers = self._offer()
+        if len(self._beyond) >= self._size >= LARGE:
+            most = min(len(self._beyond) // self._size, len(self._scratch) // self._behind - 1)
+            headers = self._following(most)
+            if headers:
+                self._foreseen = Foreseen(headers, self._size, self._beyond, self._scratch)
+                return [buffers[0], *self._foreseen.places()]
+        return buffers
 
     def _offer(self) -> list[memoryview]:
-        self._offered = 0
+        self._offered, self._beyond, self._foreseen = 0, self._beyond[:0], None
         if self._end > self._start:
             self._handle()
         if self._remaining and self._end > self._start:
@@ -168,18 +190,17 @@ class PayloadReader(abc.ABC):
         scratch = self._scratch[self._end :]
         if not self._remaining or self._sink is None:
             return [scratch]
-        room = self._room(self._sink)
-        if room is None:
+        room = self._sink.room(self._remaining)
+        if not room:
             return []
-        self._offered = len(room)
-        return [room, scratch[: self._behind]] if self._offered == self._remaining else [room]
-
-    def _room(self, sink: PayloadSink) -> memoryview | None:
-        room = sink.room(self._remaining)
-        return room[: self._remaining] if room else None
+        self._offered, self._beyond = min(len(room), self._remaining), room[self._remaining :]
+        return [room[: self._offered], scratch[: self._behind]] if self._offered == self._remaining else [room]
 
     def _received(self, count: int) -> None:
         filled = min(count, self._offered)
+        if self._foreseen is not None and count > filled:
+            self._received_run(self._foreseen, filled, count - filled)
+            return
         if self._end + count - filled > len(self._scratch):
             raise ValueError(f"{count} bytes are more than the buffers hold")
         self._offered = 0
@@ -188,6 +209,34 @@ class PayloadReader(abc.ABC):
             self._filled(filled)
         if self._end > self._start:
             self._handle()
+
+    def _received_run(self, run: Foreseen, filled: int, count: int) -> None:
+        """The rest of a payload and `count` bytes behind it, where frames were foreseen."""
+        if count > run.most:
+            raise ValueError(f"{filled + count} bytes are more than the buffers hold")
+        self._offered = 0
+        sink = cast(RunSink, self._sink)
+        self._filled(filled)
+        frames = run.whole(count)
+        if not (frames and sink.follow(frames, run.size)):
+            frames = 0
+        count -= frames * run.frame
+        if count <= run.length or (count < run.frame and run.came(frames)):
+            self._start = frames * run.length
+            self._end = self._start + min(count, run.length)
+            self._handle()
+            if count > run.length:
+                self._placed(run.beginning(frames, count - run.length))
+        else:
+            self._take(run.copied(frames, count))
+
+    def _placed(self, data: memoryview) -> None:
+        """The beginning of a payload lies where it was foreseen: that is its place, unless its sink has another."""
+        room = self._sink.room(self._remaining) if self._sink is not None else data
+        if room and len(room) >= len(data) and same_place(room, data):
+            self._filled(len(data))
+        else:
+            self._take(bytes(data))
 
     def _filled(self, count: int) -> None:
         """Payload bytes are where they belong."""
@@ -212,8 +261,8 @@ class PayloadReader(abc.ABC):
         """Move payload from scratch to its sink; False: it has no room."""
         count = min(self._remaining, self._end - self._start)
         if self._sink is not None:
-            room = self._room(self._sink)
-            if room is None:
+            room = self._sink.room(self._remaining)
+            if not room:
                 return False
             count = min(count, len(room))
             room[:count] = self._scratch[self._start : self._start + count]
@@ -234,7 +283,8 @@ class PayloadReader(abc.ABC):
             return False
         start = self._start + LENGTH.size
         self._start = start + length
-        self._remaining, self._sink = self._header(bytes(self._scratch[start : self._start]))
+        self._size, self._sink = self._header(bytes(self._scratch[start : self._start]))
+        self._remaining = self._size
         self._behind = LENGTH.size + length if self._remaining >= LARGE else len(self._scratch)
         if not self._remaining and self._sink is not None:
             sink, self._sink = self._sink, None

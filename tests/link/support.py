@@ -293,9 +293,15 @@ class Producer:
 
 @implementer(IGrowing)
 class Growing:
+    number = 1
+
     def __init__(self) -> None:
         self.data = bytearray()
         self._room = memoryview(b"")
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
 
     def reserve(self, size: int) -> Room:
         self._room = memoryview(bytearray(size))

@@ -18,6 +18,8 @@ from tests.link.support import OWNER
 class Image:
     """Has so many rooms of ten bytes; what is written into them is counted."""
 
+    size = 0
+
     def __init__(self, rooms: int, grows: int = 1 << 30) -> None:
         self.rooms, self.grows = rooms, grows
         self.said: list[Any] = []

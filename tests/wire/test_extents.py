@@ -10,7 +10,7 @@ from criu_relay.errors import ProtocolError
 from criu_relay.wire import link_pb2
 from criu_relay.wire.extents import ExtentEncoder, ExtentMemory, number_of, varint
 from criu_relay.wire.framing import LENGTH
-from criu_relay.wire.link import MAX_PAYLOAD, MAX_SIZE, FrameReader, encode
+from criu_relay.wire.link import FRAMES_TOGETHER, MAX_PAYLOAD, MAX_SIZE, FrameReader, encode
 from tests.wire.support import Sink, plain
 
 Frame = link_pb2.Frame
@@ -122,3 +122,38 @@ def test_an_offset_beyond_the_largest_image_is_refused_the_second_time_too() -> 
     said, wrong = read(known, good, bad)
     assert [one["extent"]["offset"] for one in said] == [most - 1, most]
     assert wrong == f"link frame: field extent.offset is {most + 1}, beyond the largest image"
+
+
+@given(st.integers(1, 6), OFFSETS.filter(lambda offset: offset + 6 * MAX_PAYLOAD <= MAX_SIZE))
+@example(3, (1 << 21) - 2 * MAX_PAYLOAD)
+def test_what_is_foreseen_is_what_the_image_goes_on_with(most: int, offset: int) -> None:
+    memory = ExtentMemory()
+    frame = extent(offset)
+    memory.keep(frame.SerializeToString(), frame)
+    later = [encode(extent(offset + number * MAX_PAYLOAD)) for number in range(1, most + 1)]
+    assert memory.following(most) == [header for header in later if len(header) == len(encode(frame))]
+    for number, header in enumerate(later, 1):
+        if memory.again(header[LENGTH.size :]) is None:
+            assert memory.following(most) == [], "nothing is known of the one that came last"
+            break
+        after = [encode(extent(offset + (number + more) * MAX_PAYLOAD)) for more in range(1, most + 1)]
+        assert memory.following(most) == [one for one in after if len(one) == len(header)]
+
+
+def test_nothing_is_foreseen_behind_what_is_not_known() -> None:
+    memory = ExtentMemory()
+    assert memory.following(3) == []
+    memory.keep(extent(1 << 22).SerializeToString(), extent(1 << 22))
+    assert memory.following(0) == []
+    assert len(memory.following(3)) == 3
+    assert memory.again(b"some other header") is None
+    assert memory.following(3) == []
+    sparse = extent(1 << 22, runs=b"\0\0\x10\0\0\x10\0\0")
+    memory.keep(sparse.SerializeToString(), sparse)
+    assert memory.following(3) == []
+
+
+def test_a_turn_takes_no_more_than_so_many() -> None:
+    reader = FrameReader(Handler())
+    reader.feed(encode(extent(1 << 22)))
+    assert len(reader._following(99)) == FRAMES_TOGETHER - 1
