@@ -60,5 +60,6 @@ class IControl(Interface):
     def put_image(name: str, snapshot: int | None, image: str, migration: str) -> IImportSink:
         """Proxy: one image of an import; the first of a namespace begins its generation as a copy.
 
-        @param migration: in hex: add to this one only, which may be over; empty: to the open one, or a new one.
+        @param migration: in hex: add to this one only, which may be over; L{NEW}: to a new one only; empty: to the open
+            one, or a new one.
         """

@@ -14,7 +14,7 @@ from typing import Any
 from criu_relay.admin.client import Client, Refused, Unreachable, target
 from criu_relay.admin.text import size
 from criu_relay.errors import Invalid, RelayError
-from criu_relay.wire.names import check_name, plain
+from criu_relay.wire.names import NEW, check_name, plain
 
 #: CRIU writes it last and reads it first: without it a directory is no set of images.
 INVENTORY = "inventory.img"
@@ -238,11 +238,12 @@ def import_images(client: Client, directory: str, namespace: str) -> dict[str, A
     for path in reading.skipped:
         print(f"criu-relay: skipped {plain(path)}", file=sys.stderr)
     progress = Progress("sent", sum(source.size for source in reading.sources))
-    migration = ""
+    migration = NEW
     try:
         for source in reading.sources:
             _send(client, namespace, source, progress, migration)
-            migration = migration or _migration_of(client, namespace)
+            if migration == NEW:
+                migration = _migration_of(client, namespace)
         answer: dict[str, Any] = client.call(
             "POST",
             target("v1", "namespaces", namespace, "commit"),
@@ -250,8 +251,8 @@ def import_images(client: Client, directory: str, namespace: str) -> dict[str, A
             timeout=None,
         )
     except BaseException:
-        if migration:
-            _give_up(client, namespace)
+        if migration != NEW:
+            _give_up(client, namespace, migration)
         raise
     finally:
         progress.end()
@@ -264,10 +265,9 @@ def _migration_of(client: Client, namespace: str) -> str:
 
 
 def _send(client: Client, namespace: str, source: Source, progress: Progress, migration: str) -> None:
-    """@param migration: empty: the image begins one."""
+    """@param migration: L{NEW}: the image begins one."""
     path = target("v1", "namespaces", namespace, "snapshots", source.snapshot, "images", source.name)
-    if migration:
-        path += f"?migration={migration}"
+    path += f"?migration={migration}"
     try:
         descriptor = os.open(source.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -278,11 +278,12 @@ def _send(client: Client, namespace: str, source: Source, progress: Progress, mi
         raise _failed("read", error, source.path) from error
 
 
-def _give_up(client: Client, namespace: str) -> None:
+def _give_up(client: Client, namespace: str, migration: str) -> None:
     """The generation that we began shall not stay open."""
-    # It may have ended already: that can be why we are here.
+    # It may have ended already: that can be why we are here, and somebody else may have begun the next.
     with contextlib.suppress(Refused, Unreachable):
-        client.call("DELETE", target("v1", "namespaces", namespace))
+        if _migration_of(client, namespace) == migration:
+            client.call("DELETE", target("v1", "namespaces", namespace))
 
 
 def _failed(verb: str, error: OSError, path: str = "") -> Failed:

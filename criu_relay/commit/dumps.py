@@ -17,6 +17,7 @@ from criu_relay.commit.tasks import Task, boot_id
 from criu_relay.errors import Aborted, Cause, Conflict, NotFound
 from criu_relay.interfaces import IDump, IDumpClient, IDumpListener, IImageSink, IImportSink, IOpenedImage, Mode
 from criu_relay.wire.link import MAX_MIGRATIONS
+from criu_relay.wire.names import NEW
 
 HISTORY = 8
 """Migrations of a namespace that are remembered after they ended, for `status` and `wait`."""
@@ -134,9 +135,13 @@ class NamespaceDump:
     def put_image(self, snapshot: int | None, name: str, migration_id: str = "") -> IImportSink:
         """One image of an import; the first begins a migration, as a copy.
 
-        @param migration_id: add to this one only: an import that was given up must not go on as another one.
+        @param migration_id: add to this one only: an import that was given up must not go on as another one. L{NEW}: to
+            a new one only: two imports at once must not become one.
         """
-        migration = self.named(migration_id) if migration_id else self.newest
+        if migration_id == NEW:
+            migration: Migration | None = self.begin(copy=True)
+        else:
+            migration = self.named(migration_id) if migration_id else self.newest
         if migration_id and migration is not None and migration.over:
             raise migration.refusal()
         if migration is None or migration.state not in (State.OPEN, State.SEALING):

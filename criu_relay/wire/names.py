@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 from criu_relay.errors import Invalid, ProtocolError
 
+NEW = "new"
+"""Stands in place of a migration's id, which is in hex, for one that is begun by what it comes with."""
+
 MAX_NAME = 255
 """Characters in a name: names become file names in an export, and NAME_MAX is 255 (limits.h)."""
 

@@ -15,6 +15,7 @@ from criu_relay.admin import files
 from criu_relay.admin.client import Client
 from criu_relay.errors import Aborted, Conflict, Invalid
 from criu_relay.interfaces import CommitRequest
+from criu_relay.wire.names import NEW
 
 
 def content(directory: Path) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class TestImport:
         assert (ran.code, ran.out, ran.err) == (0, "web: committed, 1.0M in 2 images\n", "")
         assert self.sent(control) == [(1, "a.img", b""), (1, "pages.img", data), (1, "inventory.img", b"i")]
         assert control.calls[-1] == ("commit", "web", CommitRequest(copy=True, migration="ab" * 16), None)
-        assert [call[4] for call in control.calls if call[0] == "put_image"] == ["", "ab" * 16, "ab" * 16]
+        assert [call[4] for call in control.calls if call[0] == "put_image"] == ["new", "ab" * 16, "ab" * 16]
 
     def test_several(self, world: Any, control: Any, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
@@ -301,6 +302,23 @@ class TestImport:
         ran = world.command("import", "in", "web")
         assert (ran.code, ran.err) == (1, "criu-relay: the digest differs\n")
         assert control.calls[-1] == ("discard", "web", None, None, None, None)
+
+    def test_what_somebody_else_has_begun_meanwhile_is_left_alone(
+        self, world: Any, control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.put(tmp_path / "in", a_img=b"", inventory_img=b"")
+        send = files._send
+
+        def send_once(*arguments: Any) -> None:
+            if arguments[-1] != NEW:
+                control.details["web"]["migration"] = "cd" * 16
+                raise Conflict("it was given up")
+            send(*arguments)
+
+        monkeypatch.setattr(files, "_send", send_once)
+        with pytest.raises(Conflict):
+            files.import_images(Client(world.daemons["proxy"].path), str(tmp_path / "in"), "web")
+        assert "discard" not in [call[0] for call in control.calls]
 
     def test_interrupted(self, world: Any, control: Any, tmp_path: Path) -> None:
         import signal

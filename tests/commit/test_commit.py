@@ -21,6 +21,7 @@ from criu_relay.commit.states import State
 from criu_relay.commit.tasks import Task, Verdict, boot_id, start_time
 from criu_relay.errors import Aborted, Conflict, LinkLost, NotFound
 from criu_relay.interfaces import CommitRequest, Mode
+from criu_relay.wire.names import NEW
 from tests.commit.fakes import Bench, FakeReactor
 
 
@@ -207,6 +208,19 @@ def test_an_import_that_was_given_up_does_not_go_on_as_another(bench: Bench) -> 
     with pytest.raises(Aborted):
         bench.dump.put_image(None, "b.img", first.id.hex())
     assert bench.dump.newest is first
+
+
+def test_two_imports_at_once_do_not_become_one(bench: Bench) -> None:
+    bench.dump.put_image(None, "a.img", NEW).end()
+    first = bench.dump.newest
+    assert first is not None
+    with pytest.raises(Conflict, match="on its way"):
+        bench.dump.put_image(None, "b.img", NEW)
+    bench.dump.put_image(None, "b.img", first.id.hex()).end()
+    assert bench.dump.newest is first
+    first.abort("no more")
+    bench.dump.put_image(None, "a.img", NEW).end()
+    assert bench.dump.newest is not first
 
 
 @pytest.mark.parametrize("alive", [True, False])
