@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
@@ -13,7 +14,7 @@ from twisted.internet.protocol import Factory
 
 from criu_relay.admin.cache_control import CacheControl
 from criu_relay.admin.text import size
-from criu_relay.commit.records import instance_id
+from criu_relay.commit.state import instance_id
 from criu_relay.daemon import Daemon, hello, patience_of
 from criu_relay.interfaces import IRestores
 from criu_relay.link.connection import LinkConnection
@@ -55,11 +56,10 @@ class Cache(Daemon):
         self.attachments = Attachments(reactor, cache_dialects(reactor, self._restores_of), settings.allow_uids)
         self.store.attached = lambda name: any(a.namespace == name for a in self.attachments)
         self.control = CacheControl(self)
-        self.instance = instance_id(settings.state / "cache")
-        greeting = hello(CACHE, self.instance)
         self._server: LinkServer | None = None
 
         def made(owned: Ownership) -> LinkConnection:
+            greeting = hello(CACHE, self.instance)
             return LinkConnection(
                 reactor, reactor, greeting, self.receiver, owned, settings.link_timeout, self.credentials
             )
@@ -69,6 +69,10 @@ class Cache(Daemon):
         elif settings.link is not None:
             self._server = LinkServer(reactor, settings.link, made)
             self._server.setServiceParent(self)
+
+    def enter(self, state: Path) -> None:
+        """See L{Daemon.enter}; a proxy may have the same."""
+        self.instance = instance_id(state / "cache")
 
     async def bind(self) -> None:
         """Listen for links."""

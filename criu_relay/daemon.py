@@ -6,6 +6,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.application.service import MultiService
@@ -20,6 +21,7 @@ from criu_relay.admin.api import ControlSite, Handlers
 from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.listen import listen_control
 from criu_relay.admin.page import Page
+from criu_relay.commit.state import state_directory
 from criu_relay.errors import Conflict, RelayError
 from criu_relay.flow.ways import TAKEN
 from criu_relay.interfaces import Counters
@@ -50,6 +52,7 @@ class Daemon(MultiService):
     @cvar client: it begins the TLS handshakes of its links.
     @ivar counters: what `status` and `/metrics` count.
     @ivar credentials: of TLS; None: links are plain.
+    @ivar instance: the 16 bytes that name it over its restarts, once it is started.
     """
 
     log = Logger()
@@ -66,6 +69,7 @@ class Daemon(MultiService):
         self.began = reactor.seconds()
         self.attachments: Attachments
         self.control: IInspected
+        self.instance = b""
         self.credentials = self._credentials(settings.tls)
         self._ports: list[Any] = []
         Lifecycle(self).setServiceParent(self)
@@ -128,7 +132,13 @@ class Daemon(MultiService):
     async def bind(self) -> None:
         """Bind what this daemon has besides the common sockets."""
 
+    def enter(self, state: Path) -> None:
+        """Take what is kept in the state directory."""
+        raise NotImplementedError
+
     async def _start(self) -> None:
+        with state_directory(self.settings.state) as state:
+            self.enter(state)
         try:
             if self.credentials is not None:
                 self.credentials.load()

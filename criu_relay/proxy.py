@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
@@ -15,7 +16,8 @@ from criu_relay.admin.proxy_control import ProxyControl
 from criu_relay.admin.text import size
 from criu_relay.commit.dumps import Dumps
 from criu_relay.commit.lock import StateLock
-from criu_relay.commit.records import Records, instance_id
+from criu_relay.commit.records import Records
+from criu_relay.commit.state import instance_id
 from criu_relay.commit.surroundings import Surroundings
 from criu_relay.daemon import Daemon, endpoint_of, hello, patience_of
 from criu_relay.interfaces import IDump
@@ -43,7 +45,6 @@ class Proxy(Daemon):
     ) -> None:
         """See L{Daemon}."""
         super().__init__(reactor, settings, reread)
-        self.instance = instance_id(settings.state)
         self.outlet = self._make_outlet(settings)
         surroundings = Surroundings(
             reactor=reactor,
@@ -84,9 +85,13 @@ class Proxy(Daemon):
             LinkClient(reactor, settings.link, made, outlet.unreachable, outlet.refused).setServiceParent(self)
         return outlet
 
+    def enter(self, state: Path) -> None:
+        """See L{Daemon.enter}; nobody else may."""
+        self.lock = StateLock(state)
+        self.instance = instance_id(state)
+
     async def bind(self) -> None:
-        """Look after what was permitted before a restart; nobody else may."""
-        self.lock = StateLock(self.settings.state)
+        """Look after what was permitted before a restart."""
         self.dumps.recover()
 
     def summary(self) -> str:

@@ -15,8 +15,10 @@ class StateLock:
     """Held from its making until the process ends, however it ends (flock(2))."""
 
     def __init__(self, state: Path) -> None:
-        """@raise Conflict: another process has it."""
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """
+        @param state: is there.
+        @raise Conflict: another process has it.
+        """
         path = state / NAME
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

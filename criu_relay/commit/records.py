@@ -113,18 +113,3 @@ class Records:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def instance_id(state: Path) -> bytes:
-    """The 16 bytes that name this daemon over its restarts; made on first use."""
-    path = state / "instance"
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        found = bytes.fromhex(path.read_text(encoding="ascii").strip())
-        if len(found) == 16:
-            return found
-    made = os.urandom(16)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    staged = path.with_suffix(".new")
-    staged.write_text(made.hex() + "\n", encoding="ascii")
-    staged.rename(path)
-    return made

@@ -16,7 +16,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 
 from criu_relay.commit.lock import StateLock
-from criu_relay.commit.records import KEPT, Record, Records, instance_id
+from criu_relay.commit.records import KEPT, Record, Records
+from criu_relay.commit.state import instance_id, state_directory
 from criu_relay.commit.states import State
 from criu_relay.commit.tasks import Task, Verdict, boot_id, start_time
 from criu_relay.errors import Aborted, Conflict, LinkLost, NotFound
@@ -403,6 +404,7 @@ def test_no_more_committed_records_are_kept_than_that(tmp_path: Path) -> None:
 
 
 def test_one_proxy_for_a_state_directory(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
     held = StateLock(tmp_path / "state")
     with pytest.raises(Conflict, match=f"in use by process {os.getpid()}"):
         StateLock(tmp_path / "state")
@@ -411,7 +413,24 @@ def test_one_proxy_for_a_state_directory(tmp_path: Path) -> None:
     assert (tmp_path / "state" / "lock").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_state_directory_is_its_owner_s_alone(tmp_path: Path) -> None:
+    with state_directory(tmp_path / "one" / "state") as state:
+        instance_id(state / "cache")
+    assert [path.stat().st_mode & 0o777 for path in (state, state / "cache")] == [0o700, 0o700]
+
+
+def test_without_room_for_it_no_instance_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "instance").mkdir()
+    with (
+        pytest.raises(Conflict, match=f"^the state directory {tmp_path}: Is a directory$"),
+        state_directory(tmp_path) as state,
+    ):
+        instance_id(state)
+    assert os.listdir(tmp_path) == ["instance"]
+
+
 def test_the_instance_stays_the_same(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
     first = instance_id(tmp_path / "state")
     assert len(first) == 16
     assert instance_id(tmp_path / "state") == first

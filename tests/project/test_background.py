@@ -25,10 +25,12 @@ def port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def start(place: Path, *options: str, foreground: bool = False) -> subprocess.CompletedProcess[str]:
+def start(
+    place: Path, *options: str, foreground: bool = False, kind: str = "criu-relay-cache"
+) -> subprocess.CompletedProcess[str]:
     own = [f"--control=unix:{place}/control.sock", "--stream", f"{place}=web", *options]
     how = ["-n", "--pidfile="] if foreground else [f"--pidfile={place}/pid", f"--logfile={place}/log"]
-    command = [TWISTD, *how, "criu-relay-cache", *own]
+    command = [TWISTD, *how, kind, *own]
     return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
@@ -46,6 +48,16 @@ def test_in_the_foreground_it_is_one_line(tmp_path: Path, port: int) -> None:
     assert done.returncode == 1
     [line] = [line for line in (done.stdout + done.stderr).splitlines() if "cannot" in line]
     assert f"cannot start: cannot listen on 127.0.0.1:{port}" in line
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["criu-relay-cache", "criu-relay-proxy"])
+def test_a_state_directory_that_cannot_be(tmp_path: Path, kind: str) -> None:
+    done = start(tmp_path, "--state", "/proc/none", foreground=True, kind=kind)
+    assert done.returncode == 1
+    [line] = [line for line in (done.stdout + done.stderr).splitlines() if "cannot" in line]
+    assert "cannot start: the state directory /proc/none: " in line
+    assert line.endswith(": make room there, or give another --state")
     assert "Traceback" not in done.stdout + done.stderr
 
 
