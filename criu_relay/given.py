@@ -12,10 +12,14 @@ from twisted.python import usage
 
 T = TypeVar("T")
 
+LARGEST_FILE = 1 << 20
+"""Bytes of a file with every option, a hundred times over: what is larger is another file, or a device without end."""
+
 _KINDS = {
     (bool,): "true or false",
     (int,): "a whole number",
     (int, float): "a number",
+    (str, int, float): 'a number, or a text such as "never"',
     (str, int): 'a whole number, or a text such as "512M"',
     (str,): "a text in quotes",
 }
@@ -69,7 +73,10 @@ class Keys:
         """
         try:
             with path.open("rb") as file:
-                table = tomllib.load(file)
+                data = file.read(LARGEST_FILE + 1)
+            if len(data) > LARGEST_FILE:
+                raise usage.UsageError(f"--config {path}: it is larger than {LARGEST_FILE} bytes; give a TOML file")
+            table = tomllib.loads(data.decode())
         except OSError as error:
             raise usage.UsageError(f"--config {path}: {error.strerror}; give a TOML file that can be read") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -20,7 +20,7 @@ MEMORY_FLAGS: list[list[str | None]] = [
 
 MEMORY_PARAMETERS: list[list[str | None]] = [
     parameter("spill", "directory on a disk for namespaces that nobody reads, when memory is short"),
-    parameter("ttl", "discard a committed namespace that nobody asks for after so many seconds", "never"),
+    parameter("ttl", "discard a committed namespace that nobody asks for after so many seconds, or never", "never"),
     parameter(
         "dedup", "off: keep everything; zero: no pages of zeros; pages: equal pages of a peer once", DEFAULT_DEDUP
     ),
@@ -38,7 +38,7 @@ def policy_of(given: dict[str, list[Given]]) -> Policy:
     return Policy(
         retain="retain" in given,
         release="release" in given,
-        ttl=one(given, "ttl", values.seconds, None),
+        ttl=one(given, "ttl", values.seconds_or_never, None),
         spill=None if spill is None else Path(spill.read(partial(values.directory, base=spill.base))),
         dedup=one(given, "dedup", values.dedup, None) or Dedup.ZERO,
     )

@@ -47,7 +47,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "allow-uid": (int,),
     "idle": (int, float),
     "link-timeout": (int, float),
-    "ttl": (int, float),
+    "ttl": (str, int, float),
     "memory": (str, int),
     "warm": (str, int),
     "window": (str, int),

@@ -207,6 +207,11 @@ def seconds(text: str) -> float:
     return value
 
 
+def seconds_or_never(text: str) -> float | None:
+    """The same; None for "never"."""
+    return None if text.lower() == "never" else seconds(text)
+
+
 def uid(text: str) -> int:
     """The number of a user."""
     if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > LARGEST_UID:

@@ -84,8 +84,8 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("admin/command", "admin/client", "admin/files", "admin/certificates", "admin/watch", "admin/show"),
     ),
     "criu-relay-action": (
-        "On standard error of CRIU, behind `criu-relay-action: STAGE: `. Whatever the proxy or the cache refuse is said the"
-        " same way.",
+        "In CRIU's log (`-o dump.log`, in the `-D` directory; without `-o` on its standard error), behind"
+        " `criu-relay-action: STAGE: `. Whatever the proxy or the cache refuse is said the same way.",
         ("admin/action",),
     ),
     "The manhole": ("At the prompt, or in the log ([manhole.md](manhole.md)).", ("admin/manhole",)),

@@ -120,6 +120,6 @@ complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-ca -
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-cert -d 'PEM file with our certificate: the link is under mutual TLS 1.3' -r -F
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-key -d 'PEM file with the certificate\'s private key' -r -F
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l tls-peer -d 'DNS name or IP address that the peer\'s certificate must carry one of; repeatable' -r -f
-complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l ttl -d 'discard a committed namespace that nobody asks for after so many seconds [default: never]' -r -f
+complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l ttl -d 'discard a committed namespace that nobody asks for after so many seconds, or never [default: never]' -r -f
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l version -d 'Display the version and exit.'
 complete -c twistd -n "__fish_seen_subcommand_from criu-relay-cache" -l warm -d 'bytes of free memory kept ready: as much as is migrated at once [default: 256M; with --release none]' -r -f

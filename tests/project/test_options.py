@@ -12,6 +12,7 @@ from twisted.internet import endpoints
 from twisted.python import usage
 
 from criu_relay import values
+from criu_relay.given import LARGEST_FILE
 from criu_relay.options import CacheOptions, CacheSettings, ProxyOptions, ProxySettings
 from criu_relay.settings import Attached
 from criu_relay.store.policy import Dedup, Policy
@@ -114,6 +115,8 @@ def test_memory_options(tmp_path: Path) -> None:
     settings = parse(CacheOptions, "--release", "--ttl", "90", "--spill", str(tmp_path), "--dedup", "pages")
     assert settings.policy == Policy(release=True, ttl=90.0, spill=tmp_path, dedup=Dedup.PAGES)
     assert settings.warm == 0
+    for never in (["--ttl", "never"], ["--config", write(tmp_path / "a.toml", 'ttl = "never"')], []):
+        assert parse(CacheOptions, *never).policy.ttl is None
     assert parse(CacheOptions, "--release", "--warm", "1G").warm == 2**30
     for value, leaves_out in (("off", False), ("zero", True), ("pages", True)):
         assert parse(ProxyOptions, "--dedup", value).leave_out_zeros is leaves_out
@@ -643,6 +646,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "not TOML: " in refusal(CacheOptions, "--config", write(tmp_path / "x.toml", "idle 5"))
     (tmp_path / "y.toml").write_bytes(b"state = '\xff'\n")
     assert "not TOML: " in refusal(CacheOptions, "--config", "y.toml")
+    large = write(tmp_path / "large.toml", "#" * (LARGEST_FILE + 1))
+    assert "larger than 1048576 bytes" in refusal(CacheOptions, "--config", large)
+    assert parse(CacheOptions, "--config", write(tmp_path / "full.toml", "#" * LARGEST_FILE)) == parse(CacheOptions)
+    assert "larger than 1048576 bytes" in refusal(CacheOptions, "--config", "/dev/zero")
 
 
 @pytest.mark.parametrize(("name", "side"), [("proxy", ProxyOptions), ("cache", CacheOptions)])
