@@ -325,7 +325,8 @@ class Store:
         alone = all(one is generation or not one.total for one in self._generations.values())
         reason = (
             f"the cache's memory is full: {generation.namespace} has {generation.total} bytes so far,"
-            f" {'which' if alone else 'others wait too, and all of it'} does not fit into --memory {self.arena.limit}"
+            f" {'which' if alone else 'others wait too, and all of it'} does not fit into --memory {self.arena.limit}:"
+            " give it a larger one, or discard what is not needed"
         )
         self.settle(generation, False, reason)
         self.rejected(migration, reason)
