@@ -18,6 +18,25 @@ TIMEOUT = 120.0
 
 ALLOWED, REFUSED = 0, 1
 
+MISUSED = 2
+"""The exit status of a person's wrong arguments."""
+
+HELP = """\
+criu runs this by itself, without arguments:
+
+    criu dump    ... --action-script "$(command -v criu-relay-action)"
+    criu restore ... --action-script "$(command -v criu-relay-action)"
+
+post-dump: asks criu-relay-proxy whether criu may kill the task: the cache has all of its images. Else it goes on.
+post-resume: tells criu-relay-cache that the task runs.
+
+Environment:
+    CRIU_RELAY_CONTROL    path of the control socket, of the proxy or the cache
+    CRIU_RELAY_NAMESPACE  the namespace
+    CRIU_RELAY_TIMEOUT    seconds that the task may stay frozen for the decision; default 120
+    CRIU_RELAY_COPY       1: the dump leaves the task running on purpose
+"""
+
 
 class Trouble(Exception):
     """The line that says what is wrong, and what to do about it."""
@@ -26,6 +45,10 @@ class Trouble(Exception):
 def main() -> int:
     """Run the stage that CRTOOLS_SCRIPT_ACTION names; the exit status."""
     stage = os.environ.get("CRTOOLS_SCRIPT_ACTION", "")
+    if not stage and sys.argv[1:]:
+        asked = sys.argv[1] in ("-h", "--help")
+        print(HELP, end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else MISUSED
     if stage not in ("post-dump", "post-resume"):
         return ALLOWED
     # Behind the check: at the other stages the start of this script shall cost nothing.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -186,6 +188,15 @@ def test_other_stages_do_nothing(stage: str | None, world: Any) -> None:
     environment = {"CRIU_RELAY_CONTROL": "/nowhere"} | ({} if stage is None else {"CRTOOLS_SCRIPT_ACTION": stage})
     ran = world.run("action", **environment)
     assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("-h", 0), ("web", 2)])
+def test_a_person_is_told_what_it_is_for(argument: str, code: int, world: Any) -> None:
+    ran = world.run("action", argument)
+    assert ran.code == code
+    assert (ran.out, ran.err) == ((action.HELP, "") if code == 0 else ("", action.HELP))
+    read = set(re.findall(r"CRIU_RELAY_[A-Z]+", inspect.getsource(action)))
+    assert read == set(re.findall(r"CRIU_RELAY_[A-Z]+", action.HELP))
 
 
 def test_both_run_directories_are_looked_at(
