@@ -25,7 +25,7 @@ STATUSES = {
     "2": "wrong usage",
     "3": "timed out",
     "4": "no daemon",
-    "130": "interrupted",
+    "130, 143, 129": "interrupted by SIGINT, SIGTERM, SIGHUP: what an export or an import had begun is undone",
 }
 
 FILES = {

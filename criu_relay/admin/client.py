@@ -35,6 +35,9 @@ PATIENCE = 30.0
 #: Seconds on top of a time-out that the daemon itself keeps, so that its answer comes first.
 GRACE = 5.0
 
+#: Seconds until a signal is heeded that came just before a call that waits: Python sees it when the call returns.
+HEED = 1.0
+
 #: What may stand in a path as it is, of bytes: RFC 3986, "unreserved".
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
@@ -190,6 +193,8 @@ class _Answer:
             self._raise(int(status[:3]))
 
     def _some(self, most: int) -> bytes:
+        while self._sock.gettimeout() is None and not select.select([self._sock], [], [], HEED)[0]:
+            pass
         try:
             data = self._sock.recv(most)
         except TimeoutError:

@@ -1,14 +1,17 @@
 """The command `criu-relay`.
 
-Exit status: 0 done; 1 it failed, the reason on stderr in one line; 2 wrong usage; 3 timed out; 4 no daemon.
+Exit status: 0 done; 1 it failed, the reason on stderr in one line; 2 wrong usage; 3 timed out; 4 no daemon; 128 + N
+signal N ended it, after what it had begun was undone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +26,13 @@ from criu_relay.admin.watch import Watch
 from criu_relay.errors import Invalid, RelayError
 from criu_relay.wire.names import check_name, plain
 
-DONE, FAILED, USAGE, TIMED_OUT, NO_DAEMON, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, USAGE, TIMED_OUT, NO_DAEMON = 0, 1, 2, 3, 4
+
+#: The exit status of what a signal ends, less the signal: that of a shell.
+SIGNALLED = 128
+
+#: What ends the command as SIGINT does: a service manager, and a terminal that is closed.
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 #: HTTP: the time that the call allowed is over.
 GATEWAY_TIMEOUT = 504
@@ -39,6 +48,31 @@ class Stop(Exception):
         self.code = code
 
 
+class Ended(KeyboardInterrupt):
+    """A signal of L{ENDING} came.
+
+    @ivar number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _end(number: int, _: Any) -> NoReturn:
+    # A terminal that is closed sends SIGHUP twice, itself and through the shell: what was begun is undone all the same.
+    for one in ENDING:
+        signal.signal(one, signal.SIG_IGN)
+    raise Ended(number)
+
+
+def _obey_signals() -> None:
+    for number in ENDING:
+        # What nohup ignores stays ignored.
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -50,6 +84,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     try:
+        _obey_signals()
         options = parser().parse_args(arguments)
         options.run(options)
     except Stop as stop:
@@ -69,13 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has had enough; nothing may be written at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except Ended as end:
+        return SIGNALLED + end.number
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return SIGNALLED + signal.SIGINT
     return DONE
 
 
 def _said(code: int, line: str) -> int:
-    print(f"criu-relay: {plain(line)}", file=sys.stderr)
+    # Nobody may be left to read it: of a terminal that is closed, the status stays.
+    with contextlib.suppress(OSError):
+        print(f"criu-relay: {plain(line)}", file=sys.stderr)
     return code
 
 

@@ -51,13 +51,18 @@ class Progress:
         if now - self._shown >= PROGRESS_INTERVAL and sys.stderr.isatty():
             self._shown = now
             rate = size(self._done / (now - self._began))
-            line = f"{self._verb} {size(self._done)} of {size(self._total)}, {rate}/s"
-            print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
+            self._show(f"\r{self._verb} {size(self._done)} of {size(self._total)}, {rate}/s".ljust(61))
 
     def end(self) -> None:
         """Clear the line."""
         if self._shown != self._began:
-            print(f"\r{'':<60}\r", end="", file=sys.stderr, flush=True)
+            self._show(f"\r{'':<60}\r")
+
+    @staticmethod
+    def _show(line: str) -> None:
+        # The terminal may be closed: that is no reason why an export fails.
+        with contextlib.suppress(OSError):
+            print(line, end="", file=sys.stderr, flush=True)
 
 
 def export(client: Client, namespace: str, directory: str) -> dict[str, Any]:

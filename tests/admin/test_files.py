@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import stat
 from pathlib import Path
@@ -154,6 +155,26 @@ class TestExport:
         ran = world.command("export", "web", "out")
         assert (ran.code, ran.err) == (1, "criu-relay: web is being written again: try again when that is over\n")
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    @pytest.mark.parametrize("existed", [True, False])
+    def test_interrupted_leaves_nothing(
+        self, world: Any, make: Any, tmp_path: Path, existed: bool, number: signal.Signals
+    ) -> None:
+        control = world.start("cache")
+        out = tmp_path / "out"
+        self.fill(control, make, {"inventory.img": b"1", "a.img": b"a", "b.img": b"b"})
+        if existed:
+            out.mkdir()
+        control.images["web", 1, "b.img"] = held = make["image"](bytes(1 << 20))
+        held.hold = True
+        with world.popen("command", "export", "web", "out") as process:
+            world.daemons["cache"].until(lambda: (out / ".partial").exists() and (out / "a.img").exists())
+            process.send_signal(number)
+            assert process.communicate(timeout=10) == ("", "")
+        assert process.returncode == 128 + number
+        assert out.exists() is existed
+        assert not existed or content(out) == {}
 
     @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "..", "a/b", ""])
     def test_names_that_lead_elsewhere(self, make: Any, tmp_path: Path, name: str) -> None:
@@ -320,16 +341,15 @@ class TestImport:
             files.import_images(Client(world.daemons["proxy"].path), str(tmp_path / "in"), "web")
         assert "discard" not in [call[0] for call in control.calls]
 
-    def test_interrupted(self, world: Any, control: Any, tmp_path: Path) -> None:
-        import signal
-
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_interrupted(self, world: Any, control: Any, tmp_path: Path, number: signal.Signals) -> None:
         del control.outcomes["commit"]
         self.put(tmp_path / "in", inventory_img=b"")
         with world.popen("command", "import", "in", "web") as process:
             assert control.happened.wait(10)
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=10)
-        assert process.returncode == 130
+            process.send_signal(number)
+            assert process.communicate(timeout=10) == ("", "")
+        assert process.returncode == 128 + number
         world.daemons["proxy"].until(lambda: control.cancelled == 1)
         assert control.calls[-1] == ("discard", "web", None, None, None, None)
 
