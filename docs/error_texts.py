@@ -130,6 +130,8 @@ ADVICE: dict[str, str] = {
     "what answers is not criu_relay": _ANSWER,
     "an answer of LENGTH bytes": _ANSWER,
     "cannot VERBWHAT: REASON": "give a directory that can be read, or written; export needs room for all the images",
+    "cannot write the output: REASON": "make room where it is written to, or write it elsewhere; what the command had to do"
+    " otherwise is done",
     # Control API
     "discarded at the proxy": _AGAIN,
     "the client hung up after SIZE bytes": "an import was interrupted: import again",

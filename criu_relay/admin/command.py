@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from criu_relay import __version__
 from criu_relay.admin import files, show
@@ -80,13 +81,17 @@ class Parser(argparse.ArgumentParser):
         """Wrong usage."""
         raise Stop(USAGE, message, f"see {self.prog} --help")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """The end, behind a help or a version."""
+        _flush()
+        super().exit(status, message)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     try:
         _obey_signals()
-        options = parser().parse_args(arguments)
-        options.run(options)
+        _run(arguments)
     except Stop as stop:
         return _said(stop.code, str(stop))
     except Refused as error:
@@ -101,14 +106,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RelayError as error:
         return _said(FAILED, error.line)
     except BrokenPipeError:
-        # Whoever read our output has had enough; nothing may be written at the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has had enough.
         return FAILED
     except Ended as end:
         return SIGNALLED + end.number
     except KeyboardInterrupt:
         return SIGNALLED + signal.SIGINT
     return DONE
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    try:
+        options = parser().parse_args(arguments)
+        options.run(options)
+        _flush()
+    except OSError as error:
+        if sys.stdout is not None:
+            # What it still holds may not be written at the interpreter's end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        # Each command says itself what other files it cannot use.
+        raise Stop(FAILED, f"cannot write the output: {error.strerror}") from error
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _out() -> TextIO:
+    """The standard output.
+
+    @raise OSError: we were started without one.
+    """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return sys.stdout
 
 
 def _said(code: int, line: str) -> int:
@@ -248,14 +282,14 @@ def _line(namespace: dict[str, Any], more: str) -> str:
 
 
 def _print(lines: list[str]) -> None:
-    print("\n".join(lines))
+    print("\n".join(lines), file=_out())
 
 
 def status(options: argparse.Namespace) -> None:
     """`criu-relay status`."""
     client = choose(options.control)
     if options.watch:
-        Watch(client, options.json).run()
+        Watch(client, options.json, _out()).run()
     answer = client.call("GET", "/v1/status")
     _print([json.dumps(answer, indent=2)] if options.json else show.status(answer))
 
@@ -305,7 +339,7 @@ def images(options: argparse.Namespace) -> None:
         names = [one["name"] for one in client.call("GET", "/v1/namespaces")]
     found = [client.call("GET", target("v1", "namespaces", name)) for name in names]
     if options.json:
-        print(json.dumps(found if options.namespace is None else found[0], indent=2))
+        _print([json.dumps(found if options.namespace is None else found[0], indent=2)])
     else:
         _print(show.images(found))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -21,7 +20,7 @@ class Watch:
     In a terminal it draws; elsewhere it prints a line when something changes, or with C{as_json} all of each look.
     """
 
-    def __init__(self, client: Client, as_json: bool, out: TextIO = sys.stdout) -> None:
+    def __init__(self, client: Client, as_json: bool, out: TextIO) -> None:
         self._client = client
         self._json = as_json
         self._out = out

@@ -469,6 +469,20 @@ class World:
         assert "Traceback" not in ran.err
         return ran
 
+    def shell(self, redirection: str, *arguments: str) -> Ran:
+        """The command with a redirection of a shell, such as ">&-"."""
+        line = f'exec "$0" -m criu_relay.admin.command "$@" {redirection}'
+        ran = subprocess.run(
+            ["sh", "-c", line, sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            cwd=self.base,
+            env=self.environment,
+        )
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
+
 
 @pytest.fixture
 def control() -> FakeControl:

@@ -128,6 +128,30 @@ class TestStatus:
             assert process.wait(10) == 1
             assert process.stderr.read() == ""
 
+    @pytest.mark.parametrize("arguments", [
+        ["status"], ["status", "--json"], ["status", "--watch"], ["status", "--watch", "--json"], ["images"], ["rate"],
+        ["--help"], ["--version"], ["import", "in", "web"], ["make-certs", "certs", "a"],
+    ])  # fmt: skip
+    def test_output_that_cannot_be_written(self, world: Any, make: Any, tmp_path: Path, arguments: list[str]) -> None:
+        control = world.start("proxy")
+        control.state["namespaces"] = [make["namespace"](state="open")]
+        control.details["web"] = make["namespace"](state="open") | {"snapshots": []}
+        control.outcomes["commit"] = make["namespace"]()
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "inventory.img").touch()
+        ran = world.shell(">/dev/full", *arguments)
+        assert (ran.code, one_line(ran)) == (1, "cannot write the output: No space left on device")
+
+    @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["status", "--watch"], ["images"]])
+    def test_no_output(self, world: Any, arguments: list[str]) -> None:
+        world.start("proxy")
+        ran = world.shell(">&-", *arguments)
+        assert (ran.code, one_line(ran)) == (1, "cannot write the output: Bad file descriptor")
+
+    def test_no_output_where_it_is_not_what_counts(self, world: Any, make: Any) -> None:
+        world.start("cache").outcomes["wait"] = make["namespace"]()
+        assert world.shell(">&-", "wait", "web").code == 0
+
     def test_watch_until_interrupted(self, world: Any, make: Any) -> None:
         control = world.start("cache")
         control.state["namespaces"] = [make["namespace"](state="open", bytes=1 << 20, expected=4 << 20)]

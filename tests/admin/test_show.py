@@ -189,7 +189,11 @@ def drawn(watch: Watch, width: int = 80) -> list[str]:
 def test_watch_in_a_terminal(make: Any, gone: bool) -> None:
     images = [{"name": f"i{n}.img", "size": 1024, "complete": n != 9, "digest": None} for n in range(10)]
     details = None if gone else {"snapshots": [{"index": 1, "label": "", "images": images}]}
-    lines = drawn(Watch(Answers(make["status"](namespaces=[make["namespace"](state="open")]), details=details), False))  # type: ignore[arg-type]
+    lines = drawn(
+        Watch(
+            Answers(make["status"](namespaces=[make["namespace"](state="open")]), details=details), False, io.StringIO()
+        )
+    )  # type: ignore[arg-type]
     assert lines[0] == "criu-relay-proxy 0.1.0, up 5 min"
     assert lines[1] == "link up tcp:192.0.2.1:9876"
     assert any(line.split() == ["1/i9.img", "writing", "1.0K"] for line in lines) is not gone
@@ -204,7 +208,7 @@ def test_watch_fits_the_terminal(make: Any, width: int) -> None:
     answer["failures"] = [
         {"at": 0.0, "what": "namespace x", "cause": "link", "reason": "cut [bold]\x1b[2J" + "r" * 300}
     ]
-    lines = drawn(Watch(Answers(answer), False), width)  # type: ignore[arg-type]
+    lines = drawn(Watch(Answers(answer), False, io.StringIO()), width)  # type: ignore[arg-type]
     assert max(map(len, lines)) <= width
     assert "cut [bold]?[2J" in "\n".join(lines), "nothing is taken for markup, or obeyed"
     if width > 100:
@@ -221,7 +225,7 @@ def test_watch_tells_rate_and_time_left(make: Any, monkeypatch: pytest.MonkeyPat
         make["status"](namespaces=[make["namespace"](state="open", bytes=count << 20, expected=10 << 20)])
         for count in (2, 6)
     ]
-    watch = Watch(Answers(*looks), False)  # type: ignore[arg-type]
+    watch = Watch(Answers(*looks), False, io.StringIO())  # type: ignore[arg-type]
     drawn(watch)
     row = next(line for line in drawn(watch) if line.startswith("web"))
     assert row.endswith("6.0M of 10.0M  2.0M/s  2.0 s")
