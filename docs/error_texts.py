@@ -81,7 +81,15 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "criu-relay": (
         "On standard error, behind `criu-relay: `; the exit status is in [control.md](control.md).",
-        ("admin/command", "admin/client", "admin/files", "admin/certificates", "admin/watch", "admin/show"),
+        (
+            "admin/command",
+            "admin/argument",
+            "admin/client",
+            "admin/files",
+            "admin/certificates",
+            "admin/watch",
+            "admin/show",
+        ),
     ),
     "criu-relay-action": (
         "In CRIU's log (`-o dump.log`, in the `-D` directory; without `-o` on its standard error), behind"

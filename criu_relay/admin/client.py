@@ -46,11 +46,13 @@ class Unreachable(Exception):
     """No daemon answers at the socket; the text says why.
 
     @ivar absent: nothing listens there (otherwise what listens does not answer as it should).
+    @ivar barred: why the socket cannot be got at, so that nobody knows what listens there; else empty.
     """
 
-    def __init__(self, reason: str, absent: bool = False) -> None:
+    def __init__(self, reason: str, absent: bool = False, barred: str = "") -> None:
         super().__init__(reason)
         self.absent = absent
+        self.barred = barred
 
 
 class Broken(Unreachable):
@@ -86,12 +88,19 @@ class Client:
         self.path = path.removeprefix("unix:")
 
     def is_alive(self) -> bool:
-        """Whether something listens at the socket."""
+        """Whether something listens at the socket, or may do so."""
         try:
-            self._connect(PATIENCE).close()
+            self.reach()
         except Unreachable as error:
             return not error.absent
         return True
+
+    def reach(self) -> None:
+        """Connect, and no more.
+
+        @raise Unreachable: see there.
+        """
+        self._connect(PATIENCE).close()
 
     def call(self, method: str, target: str, body: Any = None, timeout: float | None = PATIENCE) -> Any:
         """Make a call with and for JSON.
@@ -147,13 +156,14 @@ class Client:
             sock.settimeout(PATIENCE)
             sock.connect(self.path)
             sock.settimeout(timeout)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             sock.close()
             raise Unanswered(f"the daemon at {self.path} accepts no connection") from None
         except OSError as error:
             sock.close()
             absent = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
-            raise Unreachable(f"{self.path}: {error.strerror or error}", absent) from None
+            why = error.strerror or str(error)
+            raise Unreachable(f"{self.path}: {why}", absent, "" if absent else why) from None
         return sock
 
     @staticmethod

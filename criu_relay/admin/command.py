@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import errno
 import json
-import math
 import os
 import signal
 import sys
@@ -19,13 +18,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from criu_relay import __version__
-from criu_relay.admin import files, show
+from criu_relay.admin import argument, files, show
 from criu_relay.admin.client import GRACE, Broken, Client, Refused, Unanswered, Unreachable, target
 from criu_relay.admin.rundir import ROLES, run_directory, socket_path
 from criu_relay.admin.text import size
 from criu_relay.admin.watch import Watch
-from criu_relay.errors import Invalid, RelayError
-from criu_relay.wire.names import check_name, plain
+from criu_relay.errors import RelayError
+from criu_relay.wire.names import plain
 
 DONE, FAILED, USAGE, TIMED_OUT, NO_DAEMON = 0, 1, 2, 3, 4
 
@@ -39,6 +38,8 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 GATEWAY_TIMEOUT = 504
 
 _START = "start one with: twistd criu-relay-proxy (where CRIU dumps), or twistd criu-relay-cache (where it restores)"
+
+_BARRED = "be root or the daemon's user, or set XDG_RUNTIME_DIR to that of the daemon, or give --control PATH"
 
 
 class Stop(Exception):
@@ -171,83 +172,43 @@ def parser() -> Parser:
     one.add_argument("--watch", action="store_true", help="once a second, until interrupted")
     one = command("attach", attach, "bind CRIU's socket in a directory")
     one.add_argument("directory", metavar="DIR")
-    one.add_argument("namespace", metavar="NAMESPACE", nargs="?", type=_name, help="default: the directory's own name")
+    one.add_argument(
+        "namespace", metavar="NAMESPACE", nargs="?", type=argument.name, help="default: the directory's own name"
+    )
     one.add_argument("--dialect", choices=("stream", "images"), default="stream", help="of CRIU; default stream")
     one.add_argument("--copy", action="store_true", help="the dumped task shall go on (criu dump --leave-running)")
     one = command("detach", detach, "remove CRIU's socket from a directory")
     one.add_argument("directory", metavar="DIR")
     one = command("wait", wait, "wait until a namespace is committed (0) or aborted (1)")
-    one.add_argument("namespace", metavar="NAMESPACE", type=_name)
-    one.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long, with status 3")
+    one.add_argument("namespace", metavar="NAMESPACE", type=argument.name)
+    one.add_argument("--timeout", metavar="SECONDS", type=argument.seconds, help="give up after so long, with status 3")
     one.add_argument("--next", action="store_true", help="what was decided before does not count")
     one = command("commit", commit, "CRIU wrote everything: commit the namespace")
-    one.add_argument("namespace", metavar="NAMESPACE", type=_name)
-    one.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long, with status 3")
+    one.add_argument("namespace", metavar="NAMESPACE", type=argument.name)
+    one.add_argument("--timeout", metavar="SECONDS", type=argument.seconds, help="give up after so long, with status 3")
     one.add_argument("--force", action="store_true", help="at the cache: the source is lost, and shall not come back")
     one = command("images", images, "list images")
-    one.add_argument("namespace", metavar="NAMESPACE", nargs="?", type=_name)
+    one.add_argument("namespace", metavar="NAMESPACE", nargs="?", type=argument.name)
     one.add_argument("--json", action="store_true", help="as the control API gives it")
     one = command("discard", discard, "throw away a namespace, an image, or a range of one")
-    one.add_argument("namespace", metavar="NAMESPACE", type=_name)
-    one.add_argument("image", metavar="IMAGE", nargs="?", type=_image, help="NAME, or N/NAME in snapshot N")
-    one.add_argument("--offset", metavar="N", type=_bytes, help="of the range, in bytes; default 0")
-    one.add_argument("--length", metavar="N", type=_bytes, help="of the range, in bytes; default: to the end")
+    one.add_argument("namespace", metavar="NAMESPACE", type=argument.name)
+    one.add_argument("image", metavar="IMAGE", nargs="?", type=argument.image, help="NAME, or N/NAME in snapshot N")
+    one.add_argument("--offset", metavar="N", type=argument.count, help="of the range, in bytes; default 0")
+    one.add_argument("--length", metavar="N", type=argument.count, help="of the range, in bytes; default: to the end")
     one = command("export", export, "write a namespace as files that criu restore -D DIR takes")
-    one.add_argument("namespace", metavar="NAMESPACE", type=_name)
+    one.add_argument("namespace", metavar="NAMESPACE", type=argument.name)
     one.add_argument("directory", metavar="DIR")
     one = command("import", import_, "send a directory of images as a namespace")
     one.add_argument("directory", metavar="DIR")
-    one.add_argument("namespace", metavar="NAMESPACE", type=_name)
+    one.add_argument("namespace", metavar="NAMESPACE", type=argument.name)
     one = command("rate", rate, "limit, or say, how fast a proxy sends")
-    one.add_argument("rate", metavar="SIZE/s", nargs="?", type=_rate, help="such as 100M/s, or off; default: say it")
+    one.add_argument(
+        "rate", metavar="SIZE/s", nargs="?", type=argument.rate, help="such as 100M/s, or off; default: say it"
+    )
     one = command("make-certs", make_certs, "write a CA and certificates for TLS on the link")
     one.add_argument("directory", metavar="DIR", type=Path, help="a CA that is there already is used again")
     one.add_argument("names", metavar="NAME", nargs="+", help="DNS name or IP address of a host")
     return top
-
-
-def _name(text: str) -> str:
-    try:
-        return check_name(text, "namespace")
-    except Invalid as error:
-        raise argparse.ArgumentTypeError(f"{error.reason}, {error.hint}") from None
-
-
-def _image(text: str) -> tuple[int | None, str]:
-    index, parted, name = text.rpartition("/")
-    if parted and not (index.isascii() and index.isdigit() and int(index[:10]) > 0):
-        raise argparse.ArgumentTypeError(f"{text} is neither NAME nor N/NAME")
-    try:
-        return (int(index) if parted else None), check_name(name, "image name")
-    except Invalid as error:
-        raise argparse.ArgumentTypeError(f"{error.reason}, {error.hint}") from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
-    return value
-
-
-def _bytes(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of bytes")
-    return int(text)
-
-
-def _rate(text: str) -> int | str:
-    # It knows endpoints as well: Twisted takes longer to load than everything that this command does.
-    from criu_relay import values
-
-    try:
-        value = values.rate(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-    return "off" if value is None else value
 
 
 def choose(control: str | None) -> Client:
@@ -260,7 +221,17 @@ def choose(control: str | None) -> Client:
             raise Stop(USAGE, f"--control {control} is no path", "ask a daemon on a port with curl, or a browser")
         return Client(control)
     directory = run_directory()
-    alive = [client for role in ROLES if (client := Client(socket_path(directory, role))).is_alive()]
+    alive, barred = [], []
+    for client in (Client(socket_path(directory, role)) for role in ROLES):
+        try:
+            client.reach()
+        except Unreachable as error:
+            if error.absent:
+                continue
+            barred += [error.barred] if error.barred else []
+        alive.append(client)
+    if len(barred) == len(ROLES):
+        raise Stop(NO_DAEMON, f"cannot look for a daemon in {directory}: {barred[0]}", _BARRED)
     if not alive:
         raise Stop(NO_DAEMON, f"no daemon listens in {directory}", _START)
     if len(alive) > 1:

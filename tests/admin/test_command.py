@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from criu_relay.errors import Aborted, Conflict
 from criu_relay.interfaces import CommitRequest
 
 NO_DAEMON = "start one with: twistd criu-relay-proxy (where CRIU dumps), or twistd criu-relay-cache (where it restores)"
+
+NOBODY = 65534
 
 
 def one_line(ran: Any) -> str:
@@ -54,6 +58,45 @@ class TestWhichDaemon:
             assert f"--control {path}" in line
             assert world.command("--control", path, "status").out.startswith(f"criu-relay-{role} ")
             assert world.command("status", "--control", path).out.startswith(f"criu-relay-{role} ")
+
+    def test_a_directory_that_cannot_be_looked_into(self, world: Any, tmp_path: Path) -> None:
+        long = tmp_path / ("x" * 100)
+        loop = tmp_path / "loop"
+        loop.symlink_to("loop")
+        for base, why in (
+            ("/dev/null", "Not a directory"),
+            (str(long), "AF_UNIX path too long"),
+            (str(loop), "Too many levels of symbolic links"),
+        ):
+            world.environment["XDG_RUNTIME_DIR"] = base
+            ran = world.command("status")
+            todo = "be root or the daemon's user, or set XDG_RUNTIME_DIR to that of the daemon, or give --control PATH"
+            assert (ran.code, one_line(ran)) == (4, f"cannot look for a daemon in {base}/criu-relay: {why}: {todo}")
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+    def test_a_directory_of_another_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with tempfile.TemporaryDirectory() as base:
+            os.mkdir(f"{base}/criu-relay")
+            monkeypatch.setenv("XDG_RUNTIME_DIR", base)
+            os.seteuid(NOBODY)
+            try:
+                with pytest.raises(module.Stop, match=f"in {base}/criu-relay: Permission denied: be root") as caught:
+                    module.choose(None)
+            finally:
+                os.seteuid(0)
+        assert caught.value.code == 4
+
+    def test_daemons_that_are_too_busy_are_there(self, world: Any) -> None:
+        """Their queues of connections are full."""
+        world.run_directory.mkdir(parents=True)
+        with contextlib.ExitStack() as stack:
+            for role in ("proxy", "cache"):
+                server, client = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+                server.bind(str(world.run_directory / f"{role}.sock"))
+                server.listen(0)
+                client.connect(str(world.run_directory / f"{role}.sock"))
+            ran = world.command("status")
+        assert (ran.code, "both a proxy and a cache listen" in one_line(ran)) == (2, True)
 
     def test_control_where_nothing_is(self, world: Any, tmp_path: Path) -> None:
         ran = world.command("--control", str(tmp_path / "x"), "status")
