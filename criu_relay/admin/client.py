@@ -116,16 +116,19 @@ class Client:
             self._send(sock, _head(method, target, len(data)) + data)
             return _Answer(sock).value()
 
-    def download(self, target: str, descriptor: int, progress: Callable[[int], None] = lambda _: None) -> int:
+    def download(
+        self, target: str, descriptor: int, progress: Callable[[int], None] = lambda _: None, what: str = "an image"
+    ) -> int:
         """Write an image to a file, as long as that takes.
 
         @param progress: called with the number of bytes of each piece.
+        @param what: the image, as an error names it.
         @return: its size in bytes.
         @raise Broken: the image ends early.
         """
         with self._connect(None) as sock:
             self._send(sock, _head("GET", target, 0))
-            return _Answer(sock).copy(descriptor, progress)
+            return _Answer(sock).copy(descriptor, progress, what)
 
     def upload(
         self, target: str, descriptor: int, size: int, progress: Callable[[int], None] = lambda _: None
@@ -240,14 +243,17 @@ class _Answer:
         except ValueError:
             raise Unreachable("what answers is not criu_relay") from None
 
-    def copy(self, descriptor: int, progress: Callable[[int], None]) -> int:
-        """Into a file; the bytes written."""
+    def copy(self, descriptor: int, progress: Callable[[int], None], what: str) -> int:
+        """Into a file; the bytes written.
+
+        @raise Broken: it names C{what}.
+        """
         data, missing = self._rest, self._length
         while missing > 0:
             try:
                 data = data or self._some(min(missing, PIECE))
             except Unreachable:
-                raise Broken(f"an image broke off {missing} bytes before its end: the daemon's log says why") from None
+                raise Broken(f"{what} broke off {missing} bytes before its end: the daemon's log says why") from None
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]

@@ -86,7 +86,9 @@ def export(client: Client, namespace: str, directory: str) -> dict[str, Any]:
                 for image in sorted(snapshot["images"], key=lambda image: image["name"] == INVENTORY):
                     name = check_name(image["name"], "image name")
                     source = target("v1", "namespaces", namespace, "snapshots", index, "images", name)
-                    writing.image(client, source, place, name, progress)
+                    shown = f"image {name} of snapshot {index} of namespace {namespace}"
+                    with writing.image(place, name) as descriptor:
+                        client.download(source, descriptor, progress.add, shown)
         finally:
             progress.end()
     return found
@@ -132,13 +134,14 @@ class Writing:
             self._made.append(os.path.join(path, PARENT))
         return path
 
-    def image(self, client: Client, source: str, place: str, name: str, progress: Progress) -> None:
-        """Write one image: under another name until it is whole."""
+    @contextlib.contextmanager
+    def image(self, place: str, name: str) -> Iterator[int]:
+        """The descriptor of a new image: under another name until it is whole, which it is when the block ends."""
         path, partial = os.path.join(place, name), os.path.join(place, ".partial")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         self._made.append(partial)
         try:
-            client.download(source, descriptor, progress.add)
+            yield descriptor
         finally:
             os.close(descriptor)
         os.rename(partial, path)

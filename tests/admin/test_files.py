@@ -124,7 +124,10 @@ class TestExport:
             (tmp_path / "out").mkdir()
         ran = world.command("export", "web", "out")
         assert ran.code == 1
-        assert ran.err == "criu-relay: an image broke off 10 bytes before its end: the daemon's log says why\n"
+        assert ran.err == (
+            "criu-relay: image b.img of snapshot 2 of namespace web broke off 10 bytes before its end: the daemon's log"
+            " says why\n"
+        )
         assert (tmp_path / "out").exists() is existed
         assert not existed or content(tmp_path / "out") == {}
 
