@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from criu_relay.errors import Conflict, Invalid, RelayError
+from criu_relay.errors import Conflict, Invalid, NotFound, RelayError
 from criu_relay.wire.names import host_name, is_address
 
 AUTHORITY = "ca"
@@ -55,20 +56,45 @@ def make(directory: Path, names: Sequence[str]) -> list[Path]:
     @param names: DNS names or IP addresses.
     @return: the files written.
     @raise RelayError: a name is wrong or is there already, or a file cannot be read or written. Names that are wrong
-        or there already are found before anything is written.
+        or there already are found before anything is written; what was written before another error is removed.
     """
     checked = list(dict.fromkeys(host_name(name, "NAME") for name in names))
-    try:
-        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    with _whole_or_nothing() as begun:
+        _make_directory(directory, begun)
         for name in checked:
             _absent(directory, name)
-        authority, written = _authority(directory)
+        authority, written = _authority(directory, begun)
         for name in checked:
             key = ec.generate_private_key(ec.SECP256R1())
-            written += _write(directory, name, _certificate(authority, name, key.public_key()), key)
-    except OSError as error:
-        raise RelayError(f"{error.filename}: {error.strerror}", hint="give a directory that can be written") from error
+            written += _write(directory, name, _certificate(authority, name, key.public_key()), key, begun)
     return written
+
+
+@contextlib.contextmanager
+def _whole_or_nothing() -> Iterator[list[Path]]:
+    """A list for the files and directories that are begun; they are removed when the block ends with an error.
+
+    @raise RelayError: in place of an OSError.
+    """
+    begun: list[Path] = []
+    try:
+        yield begun
+    except BaseException as error:
+        for path in reversed(begun):
+            # What cannot be removed is found by the next run; why there is one is said below.
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        if isinstance(error, OSError):
+            hint = "give a directory that can be written, and has room"
+            raise RelayError(f"{error.filename}: {error.strerror}", hint=hint) from error
+        raise
+
+
+def _make_directory(directory: Path, begun: list[Path]) -> None:
+    for path in (*reversed(directory.parents), directory):
+        if not path.exists():
+            path.mkdir(mode=DIRECTORY_MODE if path == directory else 0o777)
+            begun.append(path)
 
 
 def _absent(directory: Path, name: str) -> None:
@@ -83,16 +109,20 @@ def _files(directory: Path, name: str) -> tuple[Path, Path]:
     return directory / f"{name}.crt", directory / f"{name}.key"
 
 
-def _authority(directory: Path) -> tuple[Authority, list[Path]]:
+def _authority(directory: Path, begun: list[Path]) -> tuple[Authority, list[Path]]:
     """The CA of a directory, and the files that were written for it."""
     certificate, key = _files(directory, AUTHORITY)
     if certificate.exists() or key.exists():
         return _stored(certificate, key), []
     made = _new_authority()
-    return made, _write(directory, AUTHORITY, made.certificate, made.key)
+    return made, _write(directory, AUTHORITY, made.certificate, made.key, begun)
 
 
 def _stored(certificate: Path, key: Path) -> Authority:
+    for one, other in ((certificate, key), (key, certificate)):
+        if not one.exists():
+            hint = f"put {one.name} back for as long as this takes, or give another DIR"
+            raise NotFound(f"there is {other}, but no {one}", hint=hint)
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
         secret = load_pem_private_key(key.read_bytes(), None)
@@ -152,14 +182,22 @@ def _begun(
     )
 
 
-def _write(directory: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> list[Path]:
+def _write(
+    directory: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, begun: list[Path]
+) -> list[Path]:
     public, private = _files(directory, name)
-    _create(private, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), KEY_MODE)
-    _create(public, certificate.public_bytes(Encoding.PEM), CERTIFICATE_MODE)
+    _create(private, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), KEY_MODE, begun)
+    _create(public, certificate.public_bytes(Encoding.PEM), CERTIFICATE_MODE, begun)
     return [public, private]
 
 
-def _create(path: Path, data: bytes, mode: int) -> None:
+def _create(path: Path, data: bytes, mode: int, begun: list[Path]) -> None:
     """A new file, never one that is there."""
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(data)
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            begun.append(path)
+            file.write(data)
+    except OSError as error:
+        # One of a descriptor does not say where.
+        error.filename = str(path)
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -145,6 +146,39 @@ def test_half_a_ca(tmp_path: Path, broken: str, how: str) -> None:
     with pytest.raises(RelayError, match=r"ca\.(crt|key)"):
         make(directory, ["b"])
     assert contents(directory) == before
+
+
+@pytest.mark.parametrize(
+    ("most", "there", "what"),
+    [(0, False, "ca.key"), (300, False, "ca.crt"), (0, True, "b.key"), (300, True, "b.crt")],
+)
+def test_no_space_leaves_nothing(tmp_path: Path, most: int, there: bool, what: str) -> None:
+    """A key has some 240 bytes, a certificate more than 500."""
+    directory = tmp_path / "new" / "certs"
+    if there:
+        make(directory, ["a"])
+    before = contents(directory) if there else {}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with pytest.raises(RelayError) as caught:
+            make(directory, ["b", "c"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    hint = "give a directory that can be written, and has room"
+    assert caught.value.line == f"{directory / what}: File too large: {hint}"
+    assert (tmp_path / "new").exists() is there
+    assert not there or contents(directory) == before
+
+
+@pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
+def test_a_ca_of_which_half_is_kept_elsewhere(tmp_path: Path, name: str) -> None:
+    make(tmp_path, ["a"])
+    (tmp_path / name).unlink()
+    with pytest.raises(RelayError) as caught:
+        make(tmp_path, ["b"])
+    assert caught.value.reason.endswith(f"but no {tmp_path / name}")
+    assert caught.value.hint == f"put {name} back for as long as this takes, or give another DIR"
 
 
 def test_the_command(world: Any, tmp_path: Path) -> None:
