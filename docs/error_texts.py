@@ -135,7 +135,7 @@ ADVICE: dict[str, str] = {
     "the daemon hung up: REASON": "it ended meanwhile: look into its log, and start it again",
     "PATH: REASON": "for no such file, or a refused connection: start the daemon; for a denied permission: be root, or the"
     " daemon's user",
-    "what answers is not criu_relay": _ANSWER,
+    "what answers at PATH is not criu_relay": _ANSWER,
     "an answer of LENGTH bytes": _ANSWER,
     "cannot VERBWHAT: REASON": "give a directory that can be read, or written; export needs room for all the images",
     "cannot write the output: REASON": "make room where it is written to, or write it elsewhere; what the command had to do"

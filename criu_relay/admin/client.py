@@ -102,11 +102,14 @@ class Client:
         """
         self._connect(PATIENCE).close()
 
-    def call(self, method: str, target: str, body: Any = None, timeout: float | None = PATIENCE) -> Any:
+    def call(
+        self, method: str, target: str, body: Any = None, timeout: float | None = PATIENCE, *, kind: type = dict
+    ) -> Any:
         """Make a call with and for JSON.
 
         @param target: a path as L{target} makes it.
         @param timeout: seconds that the daemon may be silent; None: without end.
+        @param kind: of the answer: dict or list. Whoever looks for what one of its dicts lacks gets an Unreachable.
         @raise Unreachable: see there.
         @raise Unanswered: the time is over.
         @raise Refused: see there.
@@ -114,7 +117,7 @@ class Client:
         data = b"" if body is None else json.dumps(body).encode()
         with self._connect(timeout) as sock:
             self._send(sock, _head(method, target, len(data)) + data)
-            return _Answer(sock).value()
+            return _Answer(sock, self.path).value(kind)
 
     def download(
         self, target: str, descriptor: int, progress: Callable[[int], None] = lambda _: None, what: str = "an image"
@@ -128,7 +131,7 @@ class Client:
         """
         with self._connect(None) as sock:
             self._send(sock, _head("GET", target, 0))
-            return _Answer(sock).copy(descriptor, progress, what)
+            return _Answer(sock, self.path).copy(descriptor, progress, what)
 
     def upload(
         self, target: str, descriptor: int, size: int, progress: Callable[[int], None] = lambda _: None
@@ -150,7 +153,7 @@ class Client:
                     raise OSError("the file has become shorter while it was read")
                 sent += count
                 progress(count)
-            answer: dict[str, Any] = _Answer(sock).value()
+            answer: dict[str, Any] = _Answer(sock, self.path).value(dict)
             return answer
 
     def _connect(self, timeout: float | None) -> socket.socket:
@@ -180,18 +183,34 @@ class Client:
             pass
 
 
+class _Object(dict):  # type: ignore[type-arg]  # typing is not loaded here
+    """One of an answer: what it lacks is the fault of whoever answers."""
+
+    def __init__(self, value: dict[str, Any], path: str) -> None:
+        super().__init__(value)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise _stranger(self._path)
+
+
+def _stranger(path: str) -> Unreachable:
+    return Unreachable(f"what answers at {path} is not criu_relay")
+
+
 class _Answer:
     """The answer that comes over a connection; its headers are read here.
 
     @raise Refused: it is an error.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, path: str) -> None:
         self._sock = sock
+        self._path = path
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > LONGEST_HEADERS:
-                raise Unreachable("what answers is not criu_relay")
+                raise _stranger(path)
             data += self._some(LONGEST_HEADERS)
         self._rest = data[end + 4 :]
         first, *lines = data[:end].decode("latin-1").split("\r\n")
@@ -199,7 +218,7 @@ class _Answer:
         version, _, status = first.partition(" ")
         length = headers.get("content-length", "")
         if not version.startswith("HTTP/1.") or not status[:3].isdigit() or not (length.isascii() and length.isdigit()):
-            raise Unreachable("what answers is not criu_relay")
+            raise _stranger(path)
         self._length = int(length)
         self._rest = self._rest[: self._length]
         if int(status[:3]) != 200:
@@ -236,12 +255,15 @@ class _Answer:
             missing -= len(pieces[-1])
         return b"".join(pieces)
 
-    def value(self) -> Any:
+    def value(self, kind: type) -> Any:
         """All of it, as JSON."""
         try:
-            return json.loads(self.whole())
+            found = json.loads(self.whole(), object_hook=lambda value: _Object(value, self._path))
         except ValueError:
-            raise Unreachable("what answers is not criu_relay") from None
+            raise _stranger(self._path) from None
+        if not isinstance(found, kind):
+            raise _stranger(self._path)
+        return found
 
     def copy(self, descriptor: int, progress: Callable[[int], None], what: str) -> int:
         """Into a file; the bytes written.

@@ -307,7 +307,7 @@ def images(options: argparse.Namespace) -> None:
     if options.namespace is not None:
         names = [options.namespace]
     else:
-        names = [one["name"] for one in client.call("GET", "/v1/namespaces")]
+        names = [one["name"] for one in client.call("GET", "/v1/namespaces", kind=list)]
     found = [client.call("GET", target("v1", "namespaces", name)) for name in names]
     if options.json:
         _print([json.dumps(found if options.namespace is None else found[0], indent=2)])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from criu_relay.admin import client as module
+from criu_relay.admin import show
 from criu_relay.admin.client import Broken, Client, Refused, Unanswered, Unreachable, target
 
 
@@ -119,6 +120,19 @@ def test_not_our_daemon(answering: Any, answer: bytes) -> None:
     with pytest.raises(Unreachable) as caught:
         answering(answer).call("GET", "/")
     assert not caught.value.absent
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"1", b"null", b'"x"', b'{"uptime_s": 1, "role": {}}'])
+def test_an_answer_that_lacks_what_is_looked_for(answering: Any, tmp_path: Path, body: bytes) -> None:
+    client = answering(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    with pytest.raises(Unreachable, match=f"^what answers at {tmp_path}/s is not criu_relay$") as caught:
+        show.status(client.call("GET", "/v1/status"))
+    assert not caught.value.absent
+
+
+def test_a_list(answering: Any) -> None:
+    client = answering(b'HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n[{"a": 1}]')
+    assert client.call("GET", "/", kind=list) == [{"a": 1}]
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"nonsense", b'{"error": "x"}'])

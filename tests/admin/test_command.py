@@ -110,6 +110,17 @@ class TestWhichDaemon:
         ran = world.command("--control", "x" * 200, "status")
         assert (ran.code, one_line(ran)) == (4, f"{'x' * 200}: AF_UNIX path too long")
 
+    def test_control_of_another_program(self, world: Any, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(tmp_path / "s"))
+            server.listen()
+            with world.popen("command", "--control", "s", "status") as process:
+                with server.accept()[0] as connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                out, err = process.communicate(timeout=10)
+        assert (process.returncode, out, err) == (4, "", "criu-relay: what answers at s is not criu_relay\n")
+
     def test_daemon_that_dies(self, world: Any) -> None:
         control = world.start("proxy")
         with world.popen("command", "wait", "web") as process:
