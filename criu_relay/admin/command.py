@@ -265,10 +265,23 @@ def status(options: argparse.Namespace) -> None:
     _print([json.dumps(answer, indent=2)] if options.json else show.status(answer))
 
 
+def _real(directory: str) -> str:
+    """Its absolute path without links, which travels as JSON.
+
+    @raise Stop: it is not UTF-8.
+    """
+    path = os.path.realpath(directory)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise Stop(USAGE, f"the path {plain(path)} is not UTF-8", "give a directory whose path is") from None
+    return path
+
+
 def attach(options: argparse.Namespace) -> None:
     """`criu-relay attach`."""
     body = {
-        "directory": os.path.realpath(options.directory),
+        "directory": _real(options.directory),
         "namespace": options.namespace,
         "dialect": options.dialect,
         "copy": options.copy,
@@ -279,7 +292,7 @@ def attach(options: argparse.Namespace) -> None:
 
 def detach(options: argparse.Namespace) -> None:
     """`criu-relay detach`."""
-    path = target("v1", "attachments", directory=os.path.realpath(options.directory))
+    path = target("v1", "attachments", directory=_real(options.directory))
     choose(options.control).call("DELETE", path)
 
 

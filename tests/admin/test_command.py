@@ -266,6 +266,18 @@ class TestAttach:
         ran = world.command("attach", "none")
         assert (ran.code, one_line(ran)) == (1, f"no directory {tmp_path}/none: make it first")
 
+    @pytest.mark.parametrize(
+        "arguments", [["attach", "bad\udcff", "x"], ["attach", "link", "x"], ["detach", "bad\udcff"]]
+    )
+    def test_path_that_is_not_utf8(self, world: Any, tmp_path: Path, arguments: list[str]) -> None:
+        control = world.start("proxy")
+        (tmp_path / "bad\udcff").mkdir()
+        (tmp_path / "link").symlink_to("bad\udcff")
+        ran = world.command(*arguments)
+        todo = "give a directory whose path is"
+        assert (ran.code, one_line(ran)) == (2, f"the path {tmp_path}/bad? is not UTF-8: {todo}")
+        assert control.calls == []
+
     def test_detach(self, world: Any, tmp_path: Path) -> None:
         control = world.start("proxy")
         assert world.command("detach", "gone by now").code == 0
