@@ -112,8 +112,12 @@ class Ahead:
         return True
 
     def _take(self, size: int, behind: int = -1) -> int:
-        """An extent that was promised; the number of its first page."""
+        """An extent that was promised; the number of its first page.
+
+        @raise OutOfMemory: there is no memory for it; nothing is taken.
+        """
+        first = self._arena.take(size, behind)
         self._extent = size
         self._promised -= size
         self.count += size // PAGE
-        return self._arena.take(size, behind)
+        return first

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from criu_relay.errors import OutOfMemory
 from criu_relay.interfaces import IArena, IExtent
-from criu_relay.store.region import Region, punch
+from criu_relay.store.region import Extent, Region, punch
 
 SMALLEST = 4096
 """One page: the most common image is smaller."""
@@ -54,23 +54,6 @@ class Heat(enum.IntEnum):
     WARM = 0
     STALE = 1
     COLD = 2
-
-
-@implementer(IExtent)
-class Extent:
-    """See L{criu_relay.interfaces.IExtent}.
-
-    @ivar first: the number of its first page.
-    """
-
-    __slots__ = ("fd", "first", "offset", "size", "view")
-
-    def __init__(self, first: int, fd: int, offset: int, view: memoryview) -> None:
-        self.first = first
-        self.fd = fd
-        self.offset = offset
-        self.size = len(view)
-        self.view = view
 
 
 def class_of(size: int) -> int:
@@ -161,6 +144,7 @@ class Arena:
         """An extent of a class out of what was reserved; the number of its first page.
 
         @param wanted: where it begins, if that L{adjoins}; nothing happens in between.
+        @raise OutOfMemory: the kernel gives no memory for it; nothing is taken.
         """
         self._warmed()
         number = self._take(size, wanted)
@@ -256,7 +240,11 @@ class Arena:
         return self._extent(wanted)
 
     def _extent(self, size: int) -> Extent:
-        first = self.take(size)
+        try:
+            first = self.take(size)
+        except OutOfMemory:
+            self.reserved -= size
+            raise
         return Extent(first, *self.locate(first), self.view(first, size // SMALLEST))
 
     def free(self, extent: IExtent, shared: bool = False) -> None:

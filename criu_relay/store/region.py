@@ -7,6 +7,10 @@ import mmap
 import os
 
 import numpy
+from zope.interface import implementer
+
+from criu_relay.errors import OutOfMemory
+from criu_relay.interfaces import IExtent
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01  # fallocate(2), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -20,6 +24,33 @@ def punch(fd: int, offset: int, length: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+@implementer(IExtent)
+class Extent:
+    """See L{criu_relay.interfaces.IExtent}.
+
+    @ivar first: the number of its first page.
+    """
+
+    __slots__ = ("fd", "first", "offset", "size", "view")
+
+    def __init__(self, first: int, fd: int, offset: int, view: memoryview) -> None:
+        self.first = first
+        self.fd = fd
+        self.offset = offset
+        self.size = len(view)
+        self.view = view
+
+
+def _mapped(size: int) -> tuple[int, mmap.mmap]:
+    memfd = os.memfd_create("criu-relay", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(memfd, size)
+        return memfd, mmap.mmap(memfd, size)
+    except BaseException:
+        os.close(memfd)
+        raise
+
+
 class Region:
     """A memfd, mapped once.
 
@@ -28,15 +59,14 @@ class Region:
     """
 
     def __init__(self, first: int, size: int) -> None:
+        """@raise OutOfMemory: the kernel gives none, or no descriptor."""
         self.first = first
         self.size = size
-        self.fd = os.memfd_create("criu-relay", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(self.fd, size)
-            self.map = mmap.mmap(self.fd, size)
-        except BaseException:
-            os.close(self.fd)
-            raise
+            self.fd, self.map = _mapped(size)
+        except OSError as error:
+            hint = "see the daemon's limits of memory and descriptors (systemd: MemoryMax, LimitNOFILE)"
+            raise OutOfMemory(f"no memory for images: {error.strerror}", hint=hint) from error
         self.view = memoryview(self.map)
         self.address = int(numpy.frombuffer(self.map, numpy.uint8).ctypes.data)
 

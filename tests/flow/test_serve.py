@@ -21,8 +21,9 @@ from criu_relay.flow.pipes import DEFAULT_PIPE, LARGE_PIPE
 from criu_relay.flow.serve import PIPE_BYTES_PER_TURN, SOCKET_BYTES_PER_SEND, ImageServer
 from criu_relay.flow.sink import BytesWriter
 from criu_relay.flow.vectors import vectors
-from criu_relay.store.arena import Arena, Extent
+from criu_relay.store.arena import Arena
 from criu_relay.store.piece import Piece
+from criu_relay.store.region import Extent
 from tests.flow.support import MIB, FakeReactor, no_descriptor_left
 
 

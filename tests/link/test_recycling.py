@@ -33,8 +33,9 @@ from criu_relay.link.connection import LinkConnection
 from criu_relay.link.outlet import LinkOutlet
 from criu_relay.link.receiver import Receiver
 from criu_relay.link.sent import Sent, SentLog
-from criu_relay.store.arena import LARGEST, SMALLEST, Arena, Extent
+from criu_relay.store.arena import LARGEST, SMALLEST, Arena
 from criu_relay.store.policy import Policy
+from criu_relay.store.region import Extent
 from criu_relay.store.store import Store
 from criu_relay.wire import link_pb2
 from tests.link.support import CACHE_ID, PATIENCE, PROXY_ID, hello, result

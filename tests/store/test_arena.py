@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -12,8 +13,8 @@ from criu_relay.errors import OutOfMemory
 from criu_relay.interfaces import IArena, IExtent
 from criu_relay.store import arena as module
 from criu_relay.store import region
-from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, LEAST_FORCED, SMALLEST, Arena, Extent
-from criu_relay.store.region import punch
+from criu_relay.store.arena import CLASSES, FACTOR, LARGEST, LEAST_FORCED, SMALLEST, Arena
+from criu_relay.store.region import Extent, punch
 
 PAGES = LARGEST // SMALLEST
 
@@ -349,7 +350,7 @@ def test_a_region_that_cannot_be_mapped_leaves_no_descriptor(monkeypatch: pytest
         raise OSError(12, "no memory")
 
     monkeypatch.setattr(region.mmap, "mmap", refuse)
-    with pytest.raises(OSError, match="no memory"):
+    with pytest.raises(OutOfMemory, match="no memory"):
         region.Region(0, LARGEST)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -447,3 +448,18 @@ def test_who_begins_finds_room_behind() -> None:
     assert arena.take(LARGEST, numbers[1]) == numbers[1]
     assert arena.take(LARGEST) == numbers[2]
     assert arena.take(LARGEST) == numbers[4]
+
+
+def test_memory_that_the_kernel_does_not_give_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(8 * LARGEST, keep=0)
+    with monkeypatch.context() as full:
+        full.setattr(os, "memfd_create", no_descriptor)
+        for take in (arena.allocate, arena.force):
+            with pytest.raises(OutOfMemory, match="no memory for images: Too many open files"):
+                take(LARGEST)
+    assert arena.used == 0
+    assert arena.allocate(LARGEST) is not None
+
+
+def no_descriptor(*arguments: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import tracemalloc
 from random import Random
 
@@ -15,6 +16,7 @@ from twisted.internet.task import Clock
 from criu_relay.errors import Aborted, Conflict, OutOfMemory, ProtocolError
 from criu_relay.flow.zeros import zero_rows
 from criu_relay.interfaces import IGrowing
+from criu_relay.store import arena as arena_module
 from criu_relay.store import image as image_module
 from criu_relay.store import pages as pages_module
 from criu_relay.store.arena import FACTOR, LARGEST, SMALLEST, Arena
@@ -707,3 +709,25 @@ def test_any_pieces(sizes: list[int], data: st.DataObject) -> None:
     assert read_bytes(image, offset, length) == written[offset : offset + length]
     image.drop()
     assert owner.settle() == 0
+
+
+def test_an_image_that_gets_no_memory_takes_nobody_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even when it is asked again."""
+    monkeypatch.setattr(arena_module, "REGION", LARGEST)
+    owner = Owner(limit=16 * LARGEST)
+    one, two = owner.image(), owner.image()
+    append(one, pattern(LARGEST))
+    with monkeypatch.context() as full:
+        full.setattr(os, "memfd_create", no_descriptor)
+        with pytest.raises(OutOfMemory):
+            two.reserve(MIB)
+    append(two, b"y" * MIB)
+    assert whole(one) == pattern(LARGEST)
+    assert whole(two) == b"y" * MIB
+    one.drop()
+    two.drop()
+    assert owner.settle() == 0
+
+
+def no_descriptor(*arguments: object) -> int:
+    raise OSError(24, "Too many open files")
