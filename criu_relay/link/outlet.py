@@ -264,7 +264,8 @@ class LinkOutlet:
             self._give_up(lost)
         elif any(not outgoing.held for outgoing in self._migrations.values()):
             self.log.warn("waiting up to {seconds:.0f} s for the link to be made again", seconds=self._patience)
-            self._giving_up = self._clock.callLater(self._patience, self._too_late, lost.reason)
+            if self._giving_up is None:  # else it was lost again before it could resume
+                self._giving_up = self._clock.callLater(self._patience, self._too_late, lost.reason)
 
     # The link
 
@@ -284,7 +285,7 @@ class LinkOutlet:
             self._giving_up.cancel()
             self._giving_up = None
         self._error = ""
-        if resume.known:
+        if resume.known and not self._sent.precedes(resume.frames):
             self._sent.resume(resume.frames, resume.partial)
             self._counters.add("links_resumed")
         else:

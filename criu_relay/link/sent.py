@@ -99,6 +99,10 @@ class SentLog:
         self._again.extend(self._kept)
         self._skip = partial
 
+    def precedes(self, frames: int) -> bool:
+        """The cache has said before that it handled more frames than so many: this is another session of it."""
+        return frames < self._acknowledged
+
     def next_again(self) -> OutFrame | None:
         """The next frame to be sent again; None: there is none."""
         if not self._again:
