@@ -13,7 +13,7 @@ from criu_relay.commit.migration import Migration
 from criu_relay.commit.records import KEPT, Record
 from criu_relay.commit.states import State
 from criu_relay.commit.surroundings import Surroundings, Waiters
-from criu_relay.commit.tasks import Task, boot_id
+from criu_relay.commit.tasks import Task, boot_id, ended
 from criu_relay.errors import Aborted, Cause, Conflict, NotFound
 from criu_relay.interfaces import IDump, IDumpClient, IDumpListener, IImageSink, IImportSink, IOpenedImage, Mode
 from criu_relay.wire.link import MAX_MIGRATIONS
@@ -254,12 +254,16 @@ class NamespaceDump:
         return migration
 
     def _joined(self, client: IDumpClient) -> Migration | None:
-        """The open migration that a new process may add to: a chain of pre-dumps and a dump is several processes."""
+        """The open migration that a new process may add to: a chain of pre-dumps and a dump is several processes, one
+        after the other; while one of them is there another dump is begun, or refused."""
         newest = self.newest
-        return newest if newest is not None and newest.state is State.OPEN and not client.whole_dump else None
+        if newest is None or newest.state is not State.OPEN or client.whole_dump:
+            return None
+        self._forget_dead()
+        return None if any(isinstance(key, int) and one is newest for key, one in self._bound.items()) else newest
 
     def _forget_dead(self) -> None:
-        for key in [key for key in self._bound if isinstance(key, int) and not os.path.exists(f"/proc/{key}")]:
+        for key in [key for key in self._bound if isinstance(key, int) and ended(key)]:
             del self._bound[key]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -74,6 +74,7 @@ class Migration:
         self.source = SourceTasks(surroundings.in_thread)
         self._verdict: Verdict | None = None
         self._asked = False
+        self._permits = DeferredLock()
         self._look = Later(surroundings.clock, self.look)
         idle = Aborted(f"no client of CRIU for {surroundings.idle:.0f} s", hint="--idle allows more", cause=Cause.IDLE)
         self._idle = Later(surroundings.clock, partial(self._lost, idle))
@@ -222,8 +223,13 @@ class Migration:
     async def permit(self, request: CommitRequest) -> None:
         """Asked by the action script (with pids) or a person: returns when CRIU may go on.
 
+        One after the other: a second permission would be recorded over the first.
+
         @raise RelayError: it may not; the migration is aborted, or waits for somebody who knows better.
         """
+        await self._permits.run(lambda: Deferred.fromCoroutine(self._decide(request)))
+
+    async def _decide(self, request: CommitRequest) -> None:
         copy = self.copy = self.copy or request.copy
         if self.state in (State.PERMITTED, State.COMMITTING, State.COMMITTED):
             raise Conflict(f"namespace {self.namespace} is {self.state.value} already")
@@ -231,7 +237,7 @@ class Migration:
             raise self.refusal()
         self._asked = True
         try:
-            root, criu = self._tasks(request)
+            root, criu = self.source.tasks(request, self.clients)
             await self._until_held(criu)
             if copy or request.force:
                 await self.commit("copied" if copy else "committed by hand")
@@ -255,13 +261,6 @@ class Migration:
                 TimedOut("the commit took too long, or who asked for it has left", "CRIU_RELAY_TIMEOUT allows more")
             )
             raise
-
-    def _tasks(self, request: CommitRequest) -> tuple[Task | None, Task | None]:
-        source = self.source
-        if request.root:
-            return source.open(request.root), source.open(request.criu) if request.criu else None
-        pid = next((client.peer.pid for client in self.clients if client.peer is not None), 0)
-        return source.root, source.open(pid) if pid and source.root is not None else None
 
     async def _until_held(self, criu: Task | None) -> None:
         if self.state is State.HELD:
@@ -294,7 +293,7 @@ class Migration:
 
     def watch(self, root: Task, criu: Task | None, lives: Callable[[], None] | None = None) -> None:
         """Permitted: commit or abort on the fact."""
-        lives = lives or (lambda: self.abort("criu ended and its task lives on", LIVES_HINT))
+        lives = lives or partial(self.abort, "criu ended and its task lives on", LIVES_HINT, event=Event.LIVES)
         gone = partial(self._commit_now, "its task is gone")
         self._verdict = Verdict(self._at.reactor, self._at.clock, root, criu, gone, lives)
 
@@ -362,19 +361,18 @@ class Migration:
         self.machine.feed(Event.UNKNOWN)
         self._permission.forget().addErrback(self._unexpected)
 
-    def abort(self, reason: str, hint: str = "", cause: Cause = Cause.DUMP) -> None:
+    def abort(self, reason: str, hint: str = "", cause: Cause = Cause.DUMP, event: Event = Event.ABORT) -> None:
         """Give it up: CRIU gets EPIPE, the cache forgets it.
 
-        @raise Conflict: it is decided.
+        @raise Conflict: it is decided, or only the fact can decide it.
         """
-        recorded = self.state is State.PERMITTED
-        self.machine.feed(Event.ABORT)
+        self.machine.feed(event)
         self.reason, self.hint = reason, hint
         self._at.counters.aborted(self.namespace, cause, reason)
         tell_aborted(self)
         for client in list(self.clients):
             client.drop(reason)
-        forgotten = self._permission.forget() if recorded else succeed(None)
+        forgotten = self._permission.forget() if event is Event.LIVES else succeed(None)
         forgotten.addBoth(lambda _: self.outgoing.decide(False, reason)).addErrback(self._unexpected)
         self._held.fire(self.refusal())
         self._settled()

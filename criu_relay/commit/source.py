@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from criu_relay.commit.tasks import Task, command, memory_of, root_of, traced_by
 from criu_relay.errors import NotFound
+from criu_relay.interfaces import CommitRequest, IDumpClient
 
 NAME_BYTES = 64
 """Of a task's name and of a host name that are told to the cache (comm has 15, a host name 64)."""
@@ -42,6 +43,16 @@ class SourceTasks:
         task = Task.open(pid)
         self._opened.append(task)
         return task
+
+    def tasks(self, request: CommitRequest, clients: Sequence[IDumpClient]) -> tuple[Task | None, Task | None]:
+        """The root task and criu, as a script says it, or a person without pids leaves it to us.
+
+        @raise NotFound: one of those that were said is not there.
+        """
+        if request.root:
+            return self.open(request.root), self.open(request.criu) if request.criu else None
+        pid = next((client.peer.pid for client in clients if client.peer is not None), 0)
+        return self.root, self.open(pid) if pid and self.root is not None else None
 
     def scan(self, criu: int, again: bool) -> None:
         """Look, in a thread, which tasks criu traces.

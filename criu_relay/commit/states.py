@@ -34,6 +34,7 @@ class Event(enum.Enum):
     CONFIRMED = "confirmed"
     UNKNOWN = "unknown to the cache"
     ABORT = "abort"
+    LIVES = "its task lives on"
 
 
 TABLE: Table[State, Event] = {
@@ -50,7 +51,8 @@ TABLE: Table[State, Event] = {
     (State.SEALING, Event.ABORT): State.ABORTED,
     (State.SEALED, Event.ABORT): State.ABORTED,
     (State.HELD, Event.ABORT): State.ABORTED,
-    (State.PERMITTED, Event.ABORT): State.ABORTED,
+    # Once criu may kill the task, only what became of it counts: no person, no cache and no link.
+    (State.PERMITTED, Event.LIVES): State.ABORTED,
 }
 
 WRITING = (State.OPEN, State.SEALING)

@@ -57,6 +57,14 @@ def start_time(pid: int) -> int:
         raise NotFound(f"there is no process {pid}") from None
 
 
+def ended(pid: int) -> bool:
+    """There is no such process, or nothing of it but its exit status."""
+    try:
+        return _stat(pid)[0] in "ZX"
+    except OSError:
+        return True
+
+
 def command(pid: int) -> str:
     """The name of a process for people, which it may have given itself (prctl(2)); empty when it is gone."""
     try:
