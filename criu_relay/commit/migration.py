@@ -293,7 +293,7 @@ class Migration:
 
     def watch(self, root: Task, criu: Task | None, lives: Callable[[], None] | None = None) -> None:
         """Permitted: commit or abort on the fact."""
-        lives = lives or partial(self.abort, "criu ended and its task lives on", LIVES_HINT, event=Event.LIVES)
+        lives = lives or (lambda: self.abort("criu ended and its task lives on", LIVES_HINT, event=Event.LIVES))
         gone = partial(self._commit_now, "its task is gone")
         self._verdict = Verdict(self._at.reactor, self._at.clock, root, criu, gone, lives)
 
