@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,15 @@ BAR = 16
 #: Columns of the names of namespaces and images, at most.
 NAME = 32
 
+#: Columns of the names, at least when one is as long: both its ends tell it from others.
+LEAST_NAME = 12
+
+#: Columns between two columns.
+GAP = 2
+
+#: What gives way in a terminal that is too narrow, the first one first.
+GIVES_WAY = ("", "LEFT", "RATE", "BYTES")
+
 #: Failures that are shown: the page and `status --json` have more.
 FAILURES = 3
 
@@ -36,7 +46,7 @@ def screen(status: dict[str, Any], details: dict[str, Any], rates: dict[str, flo
     """
     parts = [_head(status), _memory(status["memory"]), Text()]
     if status["namespaces"]:
-        parts.append(_namespaces(status["namespaces"], details, rates))
+        parts.append(_Namespaces(status, details, rates))
     else:
         parts.append(Text("no namespace yet", "dim"))
     for one in status["namespaces"]:
@@ -72,36 +82,68 @@ def _memory(memory: dict[str, Any]) -> RenderableType:
     return row
 
 
-def _namespaces(namespaces: list[dict[str, Any]], details: dict[str, Any], rates: dict[str, float]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    # The one column that gives way: the others are as wide as what is in them.
-    table.add_column("NAMESPACE", max_width=NAME)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("", width=BAR)
-    for name in ("BYTES", "RATE", "LEFT"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in namespaces:
-        moving = one["state"] in MOVING
-        per_second = rates.get(one["migration"], 0.0)
-        left = eta(one, per_second) if moving else None
-        table.add_row(
-            _text(shortened(one["name"], NAME), "bold"),
-            Text(one["state"], _STYLES.get(one["state"], "cyan" if moving else "green")),
-            _bar(one),
-            size(one["bytes"]) + (f" of {size(one['expected'])}" if one["expected"] else ""),
-            f"{size(per_second)}/s" if moving else "",
-            span(left) if left is not None else "",
-        )
-        images = [
-            (snapshot["index"], image)
-            for snapshot in details.get(one["name"], {"snapshots": []})["snapshots"]
-            for image in snapshot["images"]
-        ]
-        for index, image in images[-IMAGES:]:
-            state = "complete" if image["complete"] else "writing"
-            name = shortened(f"{index}/{image['name']}", NAME - 2)
-            table.add_row(_text(f"  {name}"), Text(state, "dim"), "", size(image["size"]), "", "")
-    return table
+class _Namespaces:
+    """The table, as wide as the terminal allows."""
+
+    def __init__(self, status: dict[str, Any], details: dict[str, Any], rates: dict[str, float]) -> None:
+        self._rows = [row for one in status["namespaces"] for row in _rows(one, details.get(one["name"]), rates)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Columns give way until there is room for the names."""
+        widths = {head: max(len(head), *(_width(row[head]) for row in self._rows)) for head in self._rows[0]}
+        longest = widths.pop("NAMESPACE")
+        least = min(longest, LEAST_NAME)
+        for head in GIVES_WAY:
+            if least + sum(GAP + width for width in widths.values()) > options.max_width:
+                del widths[head]
+        room = max(least, options.max_width - sum(GAP + width for width in widths.values()))
+        name = min(longest, NAME, room)
+        fixed = {"": BAR, "STATE": min(widths["STATE"], max(1, options.max_width - name - GAP))}
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("NAMESPACE"[:name], width=name, no_wrap=True)
+        for head in widths:
+            right = head in ("BYTES", "RATE", "LEFT")
+            table.add_column(head, justify="right" if right else "left", no_wrap=True, width=fixed.get(head))
+        for row in self._rows:
+            shown = row["NAMESPACE"].copy()
+            shown.plain = shortened(shown.plain, name)
+            table.add_row(shown, *(row[head] for head in widths))
+        yield table
+
+
+def _width(cell: RenderableType) -> int:
+    return len(cell) if isinstance(cell, (str, Text)) else BAR
+
+
+def _rows(one: dict[str, Any], detail: dict[str, Any] | None, rates: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """A namespace and its images; head of the column -> what is in it."""
+    moving = one["state"] in MOVING
+    per_second = rates.get(one["migration"], 0.0)
+    left = eta(one, per_second) if moving else None
+    yield {
+        "NAMESPACE": _text(one["name"], "bold"),
+        "STATE": Text(one["state"], _STYLES.get(one["state"], "cyan" if moving else "green")),
+        "": _bar(one),
+        "BYTES": size(one["bytes"]) + (f" of {size(one['expected'])}" if one["expected"] else ""),
+        "RATE": f"{size(per_second)}/s" if moving else "",
+        "LEFT": span(left) if left is not None else "",
+    }
+    images = [
+        (snapshot["index"], image)
+        for snapshot in (detail or {"snapshots": []})["snapshots"]
+        for image in snapshot["images"]
+    ]
+    for index, image in images[-IMAGES:]:
+        state = "complete" if image["complete"] else "writing"
+        name = _text(f"  {index}/{image['name']}")
+        yield {
+            "NAMESPACE": name,
+            "STATE": Text(state, "dim"),
+            "": "",
+            "BYTES": size(image["size"]),
+            "RATE": "",
+            "LEFT": "",
+        }
 
 
 def _bar(namespace: dict[str, Any]) -> RenderableType:

@@ -201,6 +201,27 @@ def test_watch_in_a_terminal(make: Any, gone: bool) -> None:
     assert not any("1/i1.img" in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 200])
+def test_watch_names_stay_readable(make: Any, width: int) -> None:
+    names = ["web", "customer-database-1", "customer-database-2"]
+    spaces = [make["namespace"](name, state="open", bytes=1 << 30, expected=4 << 30) for name in names]
+    images = [{"name": "pages-1.img", "size": 4096, "complete": False, "digest": None}]
+    details = {"snapshots": [{"index": 1, "label": "", "images": images}]}
+    answer = make["status"](namespaces=spaces)
+    lines = drawn(Watch(Answers(answer, details=details), False, io.StringIO()), width)  # type: ignore[arg-type]
+    assert max(map(len, lines)) <= width
+    head = next(index for index, line in enumerate(lines) if line.startswith("NAMESPACE"))
+    cells = [re.split("  +", line.strip())[:2] for line in lines[head : head + 7]]
+    assert [state for _, state in cells] == ["STATE", *["open", "writing"] * 3] or width == 20
+    shown = [cell for cell, _ in cells[1::2]]
+    assert shown[0] == "web" and len(set(shown)) == 3
+    assert "…" not in "".join(shown)
+    for name, cell in zip(names[1:], shown[1:], strict=True):
+        assert cell == name or (len(cell) >= 12 and cell.endswith(name[-5:]) and cell.startswith(name[:5]))
+    assert ("━" in "".join(lines[head:])) is (width >= 80)
+    assert ("1.0G of 4.0G" in "".join(lines[head:])) is (width >= 40)
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_watch_fits_the_terminal(make: Any, width: int) -> None:
     answer = busy(make)
