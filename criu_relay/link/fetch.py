@@ -42,16 +42,16 @@ class Fetches:
     def __init__(self, reactor: IReactorFDSet) -> None:
         self.reactor = reactor
         self._numbers = 0
-        self._waiting: dict[int, Deferred[bytes]] = {}
+        self._waiting: dict[int, tuple[bytes, Deferred[bytes]]] = {}
 
     def ask(
         self, send: Callable[[link_pb2.Frame], None], migration: bytes, image: int, offset: int, length: int
     ) -> Deferred[bytes]:
-        """Fires with at most C{length} bytes; errs with L{LinkLost}."""
+        """Fires with at most C{length} bytes; errs with L{LinkLost}, or with why the migration was given up."""
         self._numbers = self._numbers % 0xFFFFFFFF + 1
         number = self._numbers
         fired: Deferred[bytes] = Deferred()
-        self._waiting[number] = fired
+        self._waiting[number] = migration, fired
         fetch = link_pb2.Fetch(request=number, migration=migration, image=image, offset=offset, length=length)
         send(link_pb2.Frame(fetch=fetch))
         return fired
@@ -68,20 +68,23 @@ class Fetches:
         return answer
 
     def _answer(self, request: int, data: bytes) -> None:
-        fired = self._waiting.pop(request, None)
-        if fired is not None:
-            fired.callback(data)
+        if request in self._waiting:
+            self._waiting.pop(request)[1].callback(data)
 
     def give_up(self, request: int, reason: RelayError) -> None:
         """This one will not be sent."""
-        fired = self._waiting.pop(request, None)
-        if fired is not None:
-            fired.errback(reason)
+        if request in self._waiting:
+            self._waiting.pop(request)[1].errback(reason)
+
+    def give_up_all(self, migration: bytes, reason: RelayError) -> None:
+        """Nobody waits for an answer of this migration any more; one that still comes is dropped."""
+        for request in [request for request, (whose, _) in self._waiting.items() if whose == migration]:
+            self.give_up(request, reason)
 
     def lost(self, reason: LinkLost) -> None:
         """No answer will come any more."""
         waiting, self._waiting = self._waiting, {}
-        for fired in waiting.values():
+        for _, fired in waiting.values():
             fired.errback(reason)
 
 

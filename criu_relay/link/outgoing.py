@@ -164,6 +164,7 @@ class OutgoingMigration:
             sealing.errback(error)
         elif tell:
             self._lost(error)
+        self.fetches.give_up_all(self.id, error)
         for image in self.images.values():
             image.drop()
             image.stop()
