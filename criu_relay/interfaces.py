@@ -288,7 +288,8 @@ class IIntake(Interface):
         """The whole pages of a range of a complete image are not wanted any more."""
 
     def read(owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
-        """Bytes of a complete image of an open migration, for the dump that reads its parent."""
+        """Bytes of a complete image of an open migration, for the dump that reads its parent; none of one that is being
+        appended to or was replaced since."""
 
     def held(owner: Owner) -> list[tuple[bytes, str, int]]:
         """Migrations of `owner` that wait for a decision: (migration, namespace, bytes)."""

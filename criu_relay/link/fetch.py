@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFDSet
 from zope.interface import implementer
 
-from criu_relay.errors import LinkLost, RelayError
+from criu_relay.errors import Conflict, LinkLost, RelayError
 from criu_relay.flow.sink import BytesWriter
 from criu_relay.interfaces import IOpenedImage
 from criu_relay.wire import link as wire
@@ -93,10 +93,17 @@ class FetchedImage:
     """An image that lies at the cache, read back 1 MiB at a time: one request under way, so nothing piles up."""
 
     def __init__(
-        self, fetches: Fetches, send: Callable[[link_pb2.Frame], None], migration: bytes, image: int, size: int
+        self,
+        fetches: Fetches,
+        send: Callable[[link_pb2.Frame], None],
+        migration: bytes,
+        image: int,
+        name: str,
+        size: int,
     ) -> None:
         """@param send: sends a frame behind everything of this image."""
         self.size = size
+        self._name = name
         self._fetches = fetches
         self._send = send
         self._migration = migration
@@ -111,7 +118,7 @@ class FetchedImage:
         try:
             while offset < self.size:
                 data = await self.read(offset, wire.MAX_PAYLOAD)
-                if not data or not await writer.write(data):
+                if not await writer.write(data):
                     break
                 offset += len(data)
         finally:
@@ -128,7 +135,15 @@ class FetchedImage:
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """See L{IOpenedImage.read}."""
-        return self._fetches.ask(self._send, self._migration, self._image, offset, min(length, wire.MAX_PAYLOAD))
+        size = min(length, wire.MAX_PAYLOAD)
+        asked = self._fetches.ask(self._send, self._migration, self._image, offset, size)
+        return asked.addCallback(self._found, offset)
+
+    def _found(self, data: bytes, offset: int) -> bytes:
+        """@raise Conflict: there is nothing where there were bytes."""
+        if not data and offset < self.size:
+            raise Conflict(f"image {self._name} was written again while it was read back", hint="read it again")
+        return data
 
     def close(self) -> None:
         """See L{IOpenedImage.close}."""

@@ -103,7 +103,7 @@ class OutgoingMigration:
         image = self.images.get((snapshot, name))
         if image is None or not image.complete:
             return None
-        return FetchedImage(self.fetches, image.queue, self.id, image.number, image.size)
+        return FetchedImage(self.fetches, image.queue, self.id, image.number, name, image.size)
 
     def discard(self, snapshot: int, name: str, offset: int, length: int) -> None:
         """See L{IOutgoing.discard}."""

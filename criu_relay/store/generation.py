@@ -172,6 +172,11 @@ class Generation:
         except KeyError:
             raise ProtocolError(f"{self.namespace} has no image number {number}") from None
 
+    def ended(self, number: int) -> Image | None:
+        """The complete image of that number; None: it is being appended to, or was replaced."""
+        image = self._images.get(number)
+        return image if image is not None and image.complete else None
+
     def writing(self, number: int, offset: int) -> Image:
         """The image, to be written from `offset` on.
 

@@ -204,10 +204,8 @@ class Store:
 
     def read(self, owner: Owner, migration: bytes, image: int, offset: int, length: int) -> bytes:
         """See L{IIntake.read}."""
-        source = self._of(owner, migration).image(image)
-        if not source.complete:
-            raise ProtocolError(f"image {source.name} is read before its end was sent")
-        return read_bytes(source, offset, length)
+        source = self._of(owner, migration).ended(image)
+        return read_bytes(source, offset, length) if source is not None else b""
 
     def held(self, owner: Owner) -> list[tuple[bytes, str, int]]:
         """See L{IIntake.held}."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from criu_relay.errors import Aborted
-from tests.link.session import Session
+import pytest
+
+from criu_relay.errors import Aborted, Conflict
+from criu_relay.interfaces import Mode
+from tests.link.session import SECOND, Session
 from tests.link.support import Loop, is_error, result
 from tests.support.faults import DOWN, UP
 
@@ -44,7 +47,7 @@ def test_one_that_was_sent_over_a_link_that_is_lost() -> None:
 def test_an_answer_that_comes_after_all() -> None:
     """It is dropped, and the reader is told once; those of other migrations are answered."""
     loop, session = begun()
-    other = Session(loop, b"o" * 16, "other")
+    other = Session(loop, SECOND, "bystander")
     other.attempt(lambda: other.write("a.img", b"omega"))
     answers = [result(one.outgoing.read_image(1, "a.img").read(0, 5)) for one in (session, other)]
     loop._move(UP)
@@ -54,3 +57,34 @@ def test_an_answer_that_comes_after_all() -> None:
     assert answers[1] == [b"omega"]
     assert b"alpha" in loop.record[DOWN]
     assert loop.proxy is not None
+
+
+@pytest.mark.parametrize("mode", [Mode.APPEND, Mode.REPLACE])
+def test_one_that_is_written_again(mode: Mode) -> None:
+    """Reading it fails, and nothing else does: both migrations go on, over the same link."""
+    loop, session = begun()
+    other = Session(loop, SECOND, "bystander")
+    other.attempt(lambda: other.write("a.img", b"omega"))
+    opened = session.outgoing.read_image(1, "a.img")
+    sink = session.outgoing.open_image(1, "a.img", mode)
+    sink.write(b"more")
+    loop.pump()
+    answer = result(opened.read(0, 5))
+    loop.pump()
+    assert isinstance(answer[0], Conflict)
+    sink.end()
+    loop.pump()
+    for one in (session, other):
+        one.sealing = result(one.outgoing.seal({"host": "h"}))
+        loop.pump()
+        assert one.held
+        assert one.lost == []
+    assert "links_lost" not in loop.counters.values
+
+
+def test_reading_behind_the_end() -> None:
+    """There is nothing, which is no error."""
+    loop, session = begun()
+    answer = result(session.outgoing.read_image(1, "a.img").read(5, 5))
+    loop.pump()
+    assert answer == [b""]
