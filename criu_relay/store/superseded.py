@@ -148,12 +148,14 @@ class Superseder:
     def _turn(self) -> None:
         self._scheduled = False
         left = STEPS_PER_TURN
-        while self._queue and left:
-            generation, work = self._queue[0]
-            left -= 1
-            if generation not in self._known or next(work, _OVER) is _OVER:
-                self._queue.popleft()
-        self._schedule()
+        try:
+            while self._queue and left:
+                generation, work = self._queue[0]
+                left -= 1
+                if generation not in self._known or next(work, _OVER) is _OVER:
+                    self._queue.popleft()
+        finally:  # a defect in one's work does not keep the others waiting
+            self._schedule()
 
     def _take_in(self, generation: Generation, known: Chains, pagemap: Image, pages: Image) -> Iterator[None]:
         """In steps: see that the pagemap is well-formed and fits its pages, then give back what they replace."""
@@ -161,12 +163,16 @@ class Superseder:
         try:
             for _ in entries(pagemap, pages):
                 yield
+            if pagemap.dropped or pages.dropped:
+                return
             if known.off or pagemap.snapshot <= chain.snapshot:
                 raise ProtocolError("it came a second time, or after that of a later snapshot")
             chain.snapshot = pagemap.snapshot
             yield from replace(chain, pagemap, pages)
             self._note(known)
         except RelayError as error:
+            if pagemap.dropped and chain.snapshot < pagemap.snapshot:
+                return  # nothing was given back for it: what has replaced it is taken in instead
             self._turn_off(generation, pagemap, error)
 
     def _note(self, known: Chains) -> None:
@@ -208,10 +214,12 @@ def pages_of(pagemap: Image) -> str:
 def entries(pagemap: Image, pages: Image) -> Iterator[list[Pages]]:
     """What a pagemap says, in parts.
 
-    @raise ProtocolError: it is malformed, or tells of more or fewer pages than there are.
+    @raise ProtocolError: it is malformed, was replaced, or tells of more or fewer pages than there are.
     """
     reader = PagemapReader()
     for offset in range(0, pagemap.size, READ_AT_ONCE):
+        if pagemap.dropped:
+            raise ProtocolError("it was replaced while it was taken in")
         yield reader.feed(read_bytes(pagemap, offset, READ_AT_ONCE))
     reader.finish()
     if reader.present * PAGE != pages.size:

@@ -225,6 +225,69 @@ def test_work_is_spread_over_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) > 25
 
 
+@pytest.mark.parametrize("name", ["pagemap-7.img", "pages-7.img"])
+def test_replaced_before_it_was_taken_in(bench: Bench, warnings: list[str], name: str) -> None:
+    """What has replaced it counts, and nothing else stops."""
+    dumps, random = Dumps(bench), Random(7)
+    dumps.snapshot()
+    dumps.add([(16, 4, PRESENT)], random)
+    dumps.snapshot()
+    dumps.image("pagemap-7.img", pagemap(7, (16, 4, PRESENT)))
+    dumps.image("pages-7.img", random.randbytes(4 * PAGE))
+    bench.store.open_image(ALICE, dumps.migration, 99, 2, name, Mode.REPLACE)
+    bench.settle()
+    assert warnings == []
+    assert dumps.read(1, "pages-7.img") == dumps.written[0]["pages-7.img"], "nothing has replaced it yet"
+    dumps.image("pages-7.img", random.randbytes(PAGE))
+    dumps.image("pagemap-7.img", pagemap(7, (16, 1, PRESENT)))
+    bench.settle()
+    assert dumps.read(1, "pages-7.img") == bytes(PAGE) + dumps.written[0]["pages-7.img"][PAGE:]
+    assert dumps.read(2, "pages-7.img") == dumps.written[1]["pages-7.img"]
+
+
+def test_replaced_in_the_middle(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
+    """However far it was taken in: it ends there, and once pages were given back for it nothing more is."""
+    monkeypatch.setattr("criu_relay.store.superseded.STEPS_PER_TURN", 1)
+    monkeypatch.setattr("criu_relay.store.superseded.READ_AT_ONCE", 64)
+    runs = [(at, 1, PRESENT) for at in range(16, 56, 2)]
+    turns, ends = 0, []
+    while not ends or ends[-1] != "taken in":
+        bench = Bench(clock=(clock := Turns()))
+        dumps, random = Dumps(bench), Random(8)
+        for _ in range(2):
+            while clock.turn():
+                pass
+            dumps.snapshot()
+            dumps.image("pagemap-7.img", pagemap(7, *runs))
+            dumps.image("pages-7.img", random.randbytes(20 * PAGE))
+        for _ in range(turns):
+            clock.turn()
+        done = not bench.store._superseder._queue
+        bench.store.open_image(ALICE, dumps.migration, 99, 2, "pagemap-7.img", Mode.REPLACE)
+        while clock.turn():
+            pass
+        assert not bench.store._superseder._queue
+        ends.append("taken in" if done else "turned off" if warnings else "no result")
+        warnings.clear()
+        turns += 1
+    assert [end for end, _ in itertools.groupby(ends)][:2] == ["no result", "turned off"]
+
+
+def test_a_defect_ends_the_work_of_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others' goes on, without a pagemap that comes and wakes it."""
+    broken, dumps, random = Dumps(bench), Dumps(bench), Random(9)
+    for one in (broken, dumps):
+        for _ in range(2):
+            one.snapshot()
+            one.image("pagemap-7.img", pagemap(7, (16, 1, PRESENT)))
+            one.image("pages-7.img", random.randbytes(PAGE))
+    monkeypatch.setattr(bench.generation(broken.migration).snapshots[0].images["pagemap-7.img"], "size", 1 << 20)
+    with pytest.raises(IndexError):
+        bench.settle()
+    bench.settle()
+    assert dumps.read(1, "pages-7.img") == bytes(PAGE)
+
+
 def test_the_recording(bench: Bench) -> None:
     """A real pre-dump and dump: what is left is each page of the task once."""
     dumps = Dumps(bench)
