@@ -107,6 +107,17 @@ def _status(pid: int, field: str) -> str:
     return ""
 
 
+def _status_hidden(pid: int) -> bool:
+    """An exit status is shown as 0 to whom ptrace would not let (proc_pid_stat(5)): the link `exe` asks the same."""
+    try:
+        os.readlink(PROC / str(pid) / "exe")
+    except PermissionError:
+        return True
+    except OSError:
+        pass  # a zombie has none
+    return False
+
+
 GONE, CLOSED = -1, -2
 """What stands for a pidfd: the process had ended already; we need it no more."""
 
@@ -166,15 +177,13 @@ class Task:
 
     def ended_otherwise(self) -> bool:
         """It is a zombie whose exit status says that it was not killed with SIGKILL: it ran on and ended by itself."""
+        # Asked first: who is reaped between the two must not look like one whose status may be read.
+        unknown = (0, signal.SIGKILL) if _status_hidden(self.pid) else (signal.SIGKILL,)
         try:
             stat = _stat(self.pid)
         except OSError:
             return False
-        return (
-            int(stat[STAT_START]) == self.started
-            and stat[0] == "Z"
-            and int(stat[STAT_EXIT_CODE]) not in (0, signal.SIGKILL)
-        )
+        return int(stat[STAT_START]) == self.started and stat[0] == "Z" and int(stat[STAT_EXIT_CODE]) not in unknown
 
     def close(self) -> None:
         """Give the pidfd back."""
@@ -252,9 +261,11 @@ class Event(enum.Enum):
 
 TABLE: Table[State, Event] = {
     (State.BOTH, Event.TASK_ENDED): State.GONE,
+    (State.BOTH, Event.TASK_ENDED_ITSELF): State.LIVES,
     (State.BOTH, Event.CRIU_ENDED_DYING): State.KILLED,
     (State.BOTH, Event.CRIU_ENDED_ALIVE): State.SETTLING,
     (State.KILLED, Event.TASK_ENDED): State.GONE,
+    (State.KILLED, Event.TASK_ENDED_ITSELF): State.LIVES,
     (State.SETTLING, Event.TASK_ENDED): State.GONE,
     (State.SETTLING, Event.TASK_ENDED_ITSELF): State.LIVES,
     (State.SETTLING, Event.CRIU_ENDED_DYING): State.KILLED,
@@ -298,7 +309,7 @@ class Verdict:
             self._criu.close()
 
     def _task_ended(self) -> None:
-        itself = self._machine.state is State.SETTLING and self._task.ended_otherwise()
+        itself = self._task.ended_otherwise()
         self._machine.feed(Event.TASK_ENDED_ITSELF if itself else Event.TASK_ENDED)
 
     def _criu_ended(self) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -91,6 +92,25 @@ def test_criu_ended_and_the_task_is_dying(bench: Bench, processes: Any) -> None:
     assert bench.state is State.PERMITTED
     bench.reactor.end(task)
     assert bench.out.decisions == [(True, "")]
+
+
+@pytest.mark.parametrize("criu_first", [False, True], ids=["criu is alive", "criu ends first"])
+@pytest.mark.parametrize("shown", [True, False], ids=["status shown", "status hidden"])
+def test_the_task_ran_on_and_ended_by_itself(
+    bench: Bench, processes: Any, monkeypatch: pytest.MonkeyPatch, shown: bool, criu_first: bool
+) -> None:
+    """It must not run twice; a status that is hidden looks like 0 and says nothing."""
+    task, criu = permitted(bench, processes)
+    processes[0].stdin.write(b"\n")
+    processes[0].stdin.close()
+    processes[0].stdin = None
+    os.waitid(os.P_PID, processes[0].pid, os.WEXITED | os.WNOWAIT)
+    if not shown:
+        monkeypatch.setattr(os, "readlink", Mock(side_effect=PermissionError))
+    if criu_first:
+        bench.reactor.end(criu)
+    bench.reactor.end(task)
+    assert [commit for commit, _ in bench.out.decisions] == [not shown]
 
 
 def test_the_cache_has_lost_it(bench: Bench, processes: Any) -> None:
