@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,18 +54,23 @@ class Records:
     def write(self, record: Record) -> None:
         """Write it so that it survives a crash of the machine; blocks.
 
-        @raise OSError: it could not be written: no permission may be given.
+        @raise OSError: it could not be written, and is not there: no permission may be given.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._path(record.migration)
-        staged = path.with_suffix(".new")
-        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.rename(path)
-        self._sync()
+        descriptor, staged = tempfile.mkstemp(".new", record.migration + ".", self._directory)
+        written = Path(staged)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(asdict(record), file)
+                file.flush()
+                os.fsync(file.fileno())
+            written = written.rename(self._path(record.migration))
+            self._sync()
+        except OSError:
+            with contextlib.suppress(OSError):
+                written.unlink()
+                self._sync()
+            raise
 
     def remove(self, migration: str) -> None:
         """Forget it, for good; nothing when it is not there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -411,6 +412,35 @@ def test_records(tmp_path: Path) -> None:
     records.remove(record.migration)
     records.keep(record.migration)
     assert (records.load(), records.kept()) == ([], [])
+
+
+@pytest.mark.parametrize("fails", [(Records, "_sync"), (os, "fsync"), (json, "dump"), (Path, "rename")])
+def test_a_record_that_is_written_half_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: tuple[Any, str]
+) -> None:
+    """A restart would take it for a permission that was never given."""
+    records = Records(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(*fails, Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            records.write(Record("cd" * 16, "web", 1, 2, 3, 4, "boot", "tcp:nowhere"))
+    assert records.load() == []
+    assert list((tmp_path / "permitted").iterdir()) == []
+
+
+def test_two_write_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(tmp_path)
+    record = Record("cd" * 16, "web", 1, 2, 3, 4, "boot", "tcp:nowhere")
+    dump = json.dump
+
+    def dump_after_another(content: Any, file: Any) -> None:
+        monkeypatch.setattr(json, "dump", dump)
+        records.write(record)
+        dump(content, file)
+
+    monkeypatch.setattr(json, "dump", dump_after_another)
+    records.write(record)
+    assert records.load() == [record]
 
 
 def test_no_more_committed_records_are_kept_than_that(tmp_path: Path) -> None:
