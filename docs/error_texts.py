@@ -155,6 +155,8 @@ ADVICE: dict[str, str] = {
     "stopping at once": "nothing: a second SIGTERM asked for it",
     "the record PATH cannot be read: REASON": "its migration waits for a person: criu-relay status at the cache; then"
     " remove the file",
+    "migration MIGRATION is not decided: its record cannot be read": "find out whether its task lives on; then at the"
+    " cache criu-relay commit NS --force, or criu-relay discard NS",
     "PATH is listened on already": _DEFECT,
     "PATH is not listened on": _DEFECT,
     "nothing more is spilled: DIRECTORY: REASON": "make room there, or give another --spill, and restart",

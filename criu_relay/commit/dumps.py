@@ -280,6 +280,8 @@ class Dumps:
     @ivar accepting: new migrations may begin.
     """
 
+    log = Logger()
+
     def __init__(self, surroundings: Surroundings) -> None:
         self.namespaces: dict[str, NamespaceDump] = {}
         self.listeners: Callable[[str], list[IDumpListener]] = lambda name: []
@@ -328,8 +330,14 @@ class Dumps:
         for record in self._at.records.kept():
             if record.cache == self._at.cache:
                 self.namespace(record.namespace).remember(record)
-        for record in self._at.records.load():
+        records = self._at.records.load()
+        for record in records:
             self.namespace(record.namespace).recover(record)
+        for migration in self._at.records.listed():
+            if migration not in {record.migration for record in records}:
+                self.log.error("migration {migration} is not decided: its record cannot be read", migration=migration)
+                # Known to the outlet, what the cache holds of it is not taken for one without a permission: no abort.
+                self._at.outlet.recovered(bytes.fromhex(migration))
 
     def ask_again(self) -> None:
         """There is another link: ask the cache after what was committed last."""

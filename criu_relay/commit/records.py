@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,6 +93,10 @@ class Records:
         """The permissions, oldest first; one that cannot be read is logged and left."""
         return self._load(self._directory)
 
+    def listed(self) -> list[str]:
+        """The migrations that were permitted, oldest first, with those whose record cannot be read."""
+        return [path.stem for path in self._listed(self._directory) if re.fullmatch("[0-9a-f]{32}", path.stem)]
+
     def kept(self) -> list[Record]:
         """Those that were committed, oldest first."""
         return self._load(self._kept)
@@ -105,7 +110,10 @@ class Records:
         records = []
         for path in self._listed(directory):
             try:
-                records.append(Record(**json.loads(path.read_text(encoding="utf-8"))))
+                record = Record(**json.loads(path.read_text(encoding="utf-8")))
+                if record.migration != path.stem:
+                    raise ValueError(f"it is of another migration, {record.migration}")
+                records.append(record)
             except (OSError, ValueError, TypeError) as error:
                 self.log.error("the record {path} cannot be read: {error}", path=str(path), error=str(error))
         return records

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel, capturedLogs, eventAsText, globalLogPublisher
 
 from criu_relay.commit.lock import StateLock
 from criu_relay.commit.records import KEPT, Record, Records
@@ -24,8 +24,11 @@ from criu_relay.commit.states import State
 from criu_relay.commit.tasks import Task, Verdict, boot_id, start_time
 from criu_relay.errors import Aborted, Conflict, LinkLost, NotFound
 from criu_relay.interfaces import CommitRequest, Mode
+from criu_relay.store.generation import State as StoreState
 from criu_relay.wire.names import NEW
 from tests.commit.fakes import Bench, FakeReactor
+from tests.link.session import states as held
+from tests.link.support import OWNER, Loop
 
 
 @pytest.fixture
@@ -254,6 +257,50 @@ def test_after_a_restart(bench: Bench, processes: Any, alive: bool) -> None:
     bench.clock.advance(0)
     bench.clock.advance(1)
     assert bench.state is (State.ABORTED if alive else State.COMMITTING)
+
+
+def errors(events: list[LogEvent]) -> list[str]:
+    return [
+        eventAsText(event, includeTimestamp=False, includeSystem=False)
+        for event in events
+        if event["log_level"] is LogLevel.error
+    ]
+
+
+def without_a_readable_record(bench: Bench, text: str) -> None:
+    directory = bench.records._directory
+    directory.mkdir()
+    (directory / ("ab" * 16 + ".json")).write_text(text)
+    (directory / "bad.json").write_text("")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\0" * 99, json.dumps(vars(Record("cd" * 16, "web", 1, 1, 2, 1, "other", "tcp:nowhere")))],
+    ids=["empty", "zeros", "another's"],
+)
+def test_a_record_that_cannot_be_read_is_no_decision(bench: Bench, text: str) -> None:
+    """Whether its task is gone is not known: the cache goes on holding it, for a person."""
+    without_a_readable_record(bench, text)
+    with capturedLogs() as events:
+        bench.dumps.recover()
+    bench.clock.advance(1)
+    assert [outgoing.decisions for outgoing in bench.outlet.made] == [[]]
+    assert f"migration {'ab' * 16} is not decided: its record cannot be read" in errors(events)
+
+
+def test_what_is_held_without_a_readable_record_is_not_aborted(bench: Bench) -> None:
+    loop = Loop().connect()
+    loop.store.begin(OWNER, b"\xab" * 16, "web", False, "")
+    loop.store.seal(OWNER, b"\xab" * 16, [], "")
+    loop.disconnect()
+    without_a_readable_record(bench, "")
+    object.__setattr__(bench.dump._at, "outlet", loop.outlet)
+    bench.dumps.recover()
+    for _ in range(2):
+        loop.connect()
+        assert held(loop) == [StoreState.HELD]
+        loop.disconnect()
 
 
 def test_after_a_reboot_every_task_is_gone(bench: Bench) -> None:
