@@ -157,6 +157,8 @@ ADVICE: dict[str, str] = {
     " remove the file",
     "migration MIGRATION is not decided: its record cannot be read": "find out whether its task lives on; then at the"
     " cache criu-relay commit NS --force, or criu-relay discard NS",
+    "namespace NAME is not decided: it was permitted over another link, LINK": "start criu-relay-proxy with that --link"
+    " again; if that cache is gone, remove the record from permitted in --state",
     "PATH is listened on already": _DEFECT,
     "PATH is not listened on": _DEFECT,
     "nothing more is spilled: DIRECTORY: REASON": "make room there, or give another --spill, and restart",

@@ -326,18 +326,26 @@ class Dumps:
         return dump.newest
 
     def recover(self) -> None:
-        """Look after what was permitted before a restart, and remember what was committed to this cache."""
-        for record in self._at.records.kept():
-            if record.cache == self._at.cache:
-                self.namespace(record.namespace).remember(record)
-        records = self._at.records.load()
-        for record in records:
-            self.namespace(record.namespace).recover(record)
+        """Look after what was permitted before a restart, and remember what was committed, both at this cache."""
+        for kept in self._at.records.kept():
+            if kept.cache == self._at.cache:
+                self.namespace(kept.namespace).remember(kept)
+        records = {record.migration: record for record in self._at.records.load()}
         for migration in self._at.records.listed():
-            if migration not in {record.migration for record in records}:
+            record = records.get(migration)
+            if record is not None and record.cache == self._at.cache:
+                self.namespace(record.namespace).recover(record)
+                continue
+            if record is None:
                 self.log.error("migration {migration} is not decided: its record cannot be read", migration=migration)
-                # Known to the outlet, what the cache holds of it is not taken for one without a permission: no abort.
-                self._at.outlet.recovered(bytes.fromhex(migration))
+            else:
+                self.log.error(
+                    "namespace {name} is not decided: it was permitted over another link, {link}",
+                    name=record.namespace,
+                    link=record.cache,
+                )
+            # Known to the outlet, what the cache holds of it is not taken for one without a permission: no abort.
+            self._at.outlet.recovered(bytes.fromhex(migration))
 
     def ask_again(self) -> None:
         """There is another link: ask the cache after what was committed last."""

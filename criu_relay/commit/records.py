@@ -29,7 +29,7 @@ class Record:
 
     @ivar migration: its id in hex.
     @ivar root: pid of the root task; `root_started` and `boot` make it one process for ever.
-    @ivar cache: the link's endpoint, for people.
+    @ivar cache: the link's endpoint: nothing is decided over another one.
     """
 
     migration: str

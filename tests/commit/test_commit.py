@@ -303,6 +303,18 @@ def test_what_is_held_without_a_readable_record_is_not_aborted(bench: Bench) -> 
         loop.disconnect()
 
 
+def test_a_record_of_another_cache_is_left(bench: Bench) -> None:
+    """This cache does not know it, which would pass for the loss of its images."""
+    record = Record("ab" * 16, "web", 2**22, 1, 2**22, 1, boot_id(), "tcp:elsewhere")
+    bench.records.write(record)
+    with capturedLogs() as events:
+        bench.dumps.recover()
+    bench.clock.advance(1)
+    assert [outgoing.decisions for outgoing in bench.outlet.made] == [[]]
+    assert bench.records.load() == [record]
+    assert errors(events) == ["namespace web is not decided: it was permitted over another link, tcp:elsewhere"]
+
+
 def test_after_a_reboot_every_task_is_gone(bench: Bench) -> None:
     bench.records.write(Record("ab" * 16, "web", os.getpid(), start_time(os.getpid()), 1, 1, "other", "tcp:nowhere"))
     bench.dumps.recover()
