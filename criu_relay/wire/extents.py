@@ -69,6 +69,7 @@ class ExtentMemory:
         self._beginning = b""
         self._frame = link_pb2.Frame()
         self._next: int | None = None  # where the extent whose header came last ends; None: that was none we know
+        self._goes_on = False  # that one followed another of its image, which had the link for itself
 
     def keep(self, header: bytes, frame: link_pb2.Frame) -> None:
         """This is one, unless it has more than such a header has or is not encoded as protobuf does it."""
@@ -78,10 +79,11 @@ class ExtentMemory:
             self._size, self._frame = len(header), known
             self._beginning = header[: -len(varint(body.offset))]
             self._next = body.offset + frame.payload
+            self._goes_on = False
 
     def again(self, header: bytes) -> link_pb2.Frame | None:
         """The frame of a header, the same object each time; None: it must be parsed. Its offset may be too large."""
-        self._next = None
+        before, self._next = self._next, None
         if len(header) != self._size or not header.startswith(self._beginning):
             return None
         offset = number_of(header[len(self._beginning) :])
@@ -89,12 +91,15 @@ class ExtentMemory:
             return None
         self._frame.extent.offset = offset
         self._next = offset + self._frame.payload
+        # Those that were foreseen and have come lie between.
+        self._goes_on = before is not None and before <= offset
         return self._frame
 
     def following(self, most: int) -> list[bytes]:
         """Lengths and headers of the extents that may come behind the one whose header came last, if the image goes on
-        with as many bytes in each; at most `most`, and only those whose headers are as long."""
-        if self._next is None:
+        with as many bytes in each; at most `most`, and only those whose headers are as long. None where images take
+        turns: what is foreseen and does not come costs a copy."""
+        if self._next is None or not self._goes_on:
             return []
         beginning = LENGTH.pack(self._size) + self._beginning
         made = [beginning + varint(self._next + number * self._frame.payload) for number in range(most)]
