@@ -7,21 +7,24 @@
 /* As large as the default window. */
 #define WINDOW ((size_t)256 << 20)
 
+/* The bytes that a call moved; 0: there was no room in the socket, and now there is. */
+static size_t moved_by(ssize_t count, int out, const char *call)
+{
+	check(count > 0 || errno == EAGAIN, call);
+	if (count > 0)
+		return count;
+	wait_for(out, POLLOUT);
+	return 0;
+}
+
 static void send_header(int out, uint32_t size)
 {
 	char header[HEADER] = { 0 };
 	size_t sent = 0;
 
 	memcpy(header, &size, sizeof size);
-	while (sent < HEADER) {
-		ssize_t count = send(out, header + sent, HEADER - sent, MSG_MORE);
-
-		check(count > 0 || errno == EAGAIN, "send");
-		if (count > 0)
-			sent += count;
-		else
-			wait_for(out, POLLOUT);
-	}
+	while (sent < HEADER)
+		sent += moved_by(send(out, header + sent, HEADER - sent, MSG_MORE), out, "send");
 }
 
 static size_t pass(int in, int out)
@@ -34,15 +37,8 @@ static size_t pass(int in, int out)
 	size = left = smaller(waiting, PIECE);
 	if (size)
 		send_header(out, size);
-	while (left) {
-		ssize_t count = splice(in, NULL, out, NULL, left, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
-
-		check(count > 0 || errno == EAGAIN, "splice");
-		if (count > 0)
-			left -= count;
-		else
-			wait_for(out, POLLOUT);
-	}
+	while (left)
+		left -= moved_by(splice(in, NULL, out, NULL, left, SPLICE_F_MOVE | SPLICE_F_NONBLOCK), out, "splice");
 	return size;
 }
 
@@ -63,15 +59,8 @@ static size_t keep(int in, int out, int memfd, char *memory, off_t at)
 	digest(memory + at, size);
 	if (size)
 		send_header(out, size);
-	while (left) {
-		ssize_t count = sendfile(out, memfd, &at, left);
-
-		check(count > 0 || errno == EAGAIN, "sendfile");
-		if (count > 0)
-			left -= count;
-		else
-			wait_for(out, POLLOUT);
-	}
+	while (left)
+		left -= moved_by(sendfile(out, memfd, &at, left), out, "sendfile");
 	return size;
 }
 

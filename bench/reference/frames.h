@@ -1,4 +1,4 @@
-/* The frames between bare_proxy and bare_cache: a header as large as the link's, and its payload. */
+/* The frames between bare_proxy and bare_cache: a header no smaller than the link's, and its payload. */
 #ifndef FRAMES_H
 #define FRAMES_H
 
@@ -6,7 +6,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-/* Bytes of the header of an extent (docs/protocol.md); the first four are the length of the payload. */
+/* Bytes, as the header of an extent has at most (docs/protocol.md); the first four are the length of the payload. */
 #define HEADER 44
 
 static inline void wait_for(int fd, short events)

@@ -11,6 +11,7 @@ from zope.interface import implementer
 from criu_relay.admin.inspected import IInspected
 from criu_relay.admin.limits import limited
 from criu_relay.commit.migration import Migration
+from criu_relay.commit.states import State
 from criu_relay.commit.written import WrittenImage
 from criu_relay.daemon import endpoint_of
 from criu_relay.errors import Aborted, Cause, Conflict, Invalid, NotFound
@@ -154,6 +155,9 @@ class ProxyControl:
             raise Conflict(f"namespace {name} is {migration.state.value} already", hint="discard it at the cache")
         if image is not None:
             return {"bytes": self._discard_range(migration, snapshot, image, offset or 0, length)}
+        if migration.state is State.PERMITTED:
+            hint = f"wait for what becomes of it (criu-relay wait {name}), then discard it at the cache"
+            raise Conflict(f"criu may have killed the task of namespace {name} already", hint=hint)
         count = migration.bytes
         migration.abort("discarded at the proxy", cause=Cause.PERSON)
         return {"bytes": count}

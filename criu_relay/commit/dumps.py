@@ -245,9 +245,8 @@ class NamespaceDump:
         key = _key(client)
         migration = self._bound.get(key)
         if migration is None:
-            migration = self._joined(client) or self.begin()
-            self._bound[key] = migration
             self._forget_dead()
+            migration = self._bound[key] = self._joined(client) or self.begin()
         if migration.over:
             raise Aborted(f"the dump was given up: {migration.reason}", migration.hint)
         migration.connected(client)
@@ -259,7 +258,6 @@ class NamespaceDump:
         newest = self.newest
         if newest is None or newest.state is not State.OPEN or client.whole_dump:
             return None
-        self._forget_dead()
         return None if any(isinstance(key, int) and one is newest for key, one in self._bound.items()) else newest
 
     def _forget_dead(self) -> None:
@@ -327,6 +325,7 @@ class Dumps:
 
     def recover(self) -> None:
         """Look after what was permitted before a restart, and remember what was committed, both at this cache."""
+        self._at.records.tidy()
         for kept in self._at.records.kept():
             if kept.cache == self._at.cache:
                 self.namespace(kept.namespace).remember(kept)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-SUFFIX = ".json"
+SUFFIX, STAGED = ".json", ".new"
 
 KEPT = 256
 """Committed migrations that the cache is asked after: a restore follows its dump soon, so the last ones are enough."""
@@ -58,7 +58,7 @@ class Records:
         @raise OSError: it could not be written, and is not there: no permission may be given.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, staged = tempfile.mkstemp(".new", record.migration + ".", self._directory)
+        descriptor, staged = tempfile.mkstemp(STAGED, record.migration + ".", self._directory)
         written = Path(staged)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
@@ -72,6 +72,11 @@ class Records:
                 written.unlink()
                 self._sync()
             raise
+
+    def tidy(self) -> None:
+        """Remove what writes have left that a crash broke off; nobody writes now."""
+        for path in self._directory.glob("*" + STAGED):
+            path.unlink(missing_ok=True)
 
     def remove(self, migration: str) -> None:
         """Forget it, for good; nothing when it is not there."""

@@ -487,6 +487,14 @@ def test_a_record_that_is_written_half_is_none(
     assert list((tmp_path / "permitted").iterdir()) == []
 
 
+def test_what_a_crash_left_of_a_write_goes_at_the_start(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    (tmp_path / "permitted").mkdir()
+    (tmp_path / "permitted" / ("ab" * 16 + ".x.new")).touch()
+    bench.dumps.recover()
+    assert os.listdir(tmp_path / "permitted") == []
+
+
 def test_two_write_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = Records(tmp_path)
     record = Record("cd" * 16, "web", 1, 2, 3, 4, "boot", "tcp:nowhere")

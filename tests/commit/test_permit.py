@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 
+from criu_relay.admin.proxy_control import ProxyControl
 from criu_relay.commit.states import State
 from criu_relay.errors import Aborted, Conflict
 from criu_relay.interfaces import CommitRequest, Mode
@@ -104,6 +106,10 @@ def test_what_is_permitted_waits_for_the_fact(tmp_path: Path, pids: tuple[int, i
     else:
         with pytest.raises(Conflict):
             bench.dump.newest.abort("discarded at the proxy")
+        control = ProxyControl(SimpleNamespace(dumps=bench.dumps, settings=None))  # type: ignore[arg-type]
+        with pytest.raises(Conflict, match="may have killed the task") as refused:
+            control.discard("web", None, None, None, None)
+        assert "criu-relay wait web" in refused.value.hint
     assert bench.state is State.PERMITTED
     assert len(bench.records.load()) == 1
 
